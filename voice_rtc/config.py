@@ -1,0 +1,394 @@
+"""Settings: defaults, a TOML file, environment variables. No other module reads the environment.
+
+Order, later wins: defaults, ``--config FILE`` (or ``VOICE_RTC_CONFIG``), ``VOICE_RTC_*`` with
+``__`` between section and field (``VOICE_RTC_LLM__MODEL``), command-line flags. ``OPENAI_BASE_URL``
+and ``OPENAI_API_KEY`` are read where ``llm.base_url`` and ``llm.api_key`` are not set.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
+from pydantic_settings import SettingsConfigDict
+
+from voice_rtc.errors import ConfigError
+
+PREFIX = "VOICE_RTC_"
+_CONFIG_VARIABLE = "VOICE_RTC_CONFIG"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ServerSettings(Section):
+    """The HTTP side."""
+
+    host: str = "0.0.0.0"
+    """Address to listen on. The default serves the local network too."""
+    port: int = Field(8080, ge=0, le=65_535)
+    """TCP port; 0 takes a free one."""
+    tls_certificate: Path | None = None
+    """PEM file; with ``tls_key`` the server speaks HTTPS, which browsers demand for microphones on other machines."""
+    tls_key: Path | None = None
+    """PEM file of the certificate's private key."""
+    cors_origins: tuple[str, ...] = ("*",)
+    """Origins whose pages may call the API; ``*`` is any."""
+    drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
+    """On SIGTERM running calls may go on this long before they are ended."""
+
+
+class LimitSettings(Section):
+    """Bounds on what strangers may send."""
+
+    max_calls: int = Field(64, ge=1, le=10_000)
+    """Calls at the same time, whatever the pool says."""
+    sdp_bytes: int = Field(32_768, ge=1024, le=1_048_576)
+    """Largest SDP offer."""
+    session_bytes: int = Field(16_384, ge=256, le=1_048_576)
+    """Largest session JSON in an offer."""
+    sdp_media_lines: int = Field(4, ge=1, le=64)
+    """m-lines in an offer."""
+    sdp_candidates: int = Field(40, ge=0, le=1000)
+    """ICE candidates in an offer."""
+    channel_message_bytes: int = Field(16_384, ge=256, le=262_144)
+    """Largest data channel message."""
+    channel_messages_per_second: float = Field(20.0, gt=0, le=1000)
+    """Sustained rate of data channel messages per call; a burst of twice as many is allowed."""
+    channel_events: int = Field(512, ge=16, le=65_536)
+    """Events waiting for a client's data channel; past it the oldest that can be spared are dropped."""
+    conversation_items: int = Field(200, ge=4, le=10_000)
+    """Items kept of a conversation; past it the oldest are forgotten."""
+    text_characters: int = Field(8_000, ge=100, le=1_000_000)
+    """Longest typed message or instructions."""
+
+
+class MediaSettings(Section):
+    """Peer connections."""
+
+    ice_servers: tuple[str, ...] = ()
+    """STUN or TURN URLs for the server's own side; empty means host candidates only."""
+    connect_deadline_seconds: Seconds = 15.0
+    """A call whose media is not connected by then is ended."""
+    stall_seconds: Seconds = 30.0
+    """A call from which nothing came (audio or data) for so long is ended."""
+    inbound_buffer_seconds: Seconds = 2.0
+    """Inbound audio waiting for the listener; past it the oldest is dropped and counted."""
+    reply_buffer_seconds: Seconds = 3.0
+    """Speech made ahead of playout; synthesis waits when it is reached."""
+
+
+class SessionSettings(Section):
+    """How long calls may last."""
+
+    max_call_seconds: Seconds = 3600.0
+    """A call is ended after this."""
+    instructions: str = (
+        "You are a friendly voice assistant on a phone call. Answer in one to three short spoken "
+        "sentences. Never use markdown, lists, emoji or anything that cannot be read aloud."
+    )
+    """System prompt; a client may replace it by ``session.update``."""
+    greeting: str = ""
+    """Spoken when a call begins; empty for none."""
+
+
+class TurnSettings(Section):
+    """When the caller's turn is over, and what counts as an interruption."""
+
+    speech_threshold: float = Field(0.5, gt=0, lt=1)
+    """VAD probability above which a window is speech."""
+    speech_start_seconds: float = Field(0.1, gt=0, le=2)
+    """Speech needed before SpeechStarted."""
+    speech_stop_seconds: float = Field(0.2, gt=0, le=2)
+    """Silence needed before SpeechStopped."""
+    prefix_seconds: float = Field(0.4, ge=0, le=2)
+    """Audio before the detected start that belongs to the utterance."""
+    min_pause_seconds: float = Field(0.5, gt=0, le=10)
+    """Pause that ends a turn whose transcript reads complete."""
+    max_pause_seconds: float = Field(1.0, gt=0, le=20)
+    """Pause that ends a turn whatever the transcript says."""
+    barge_in_seconds: float = Field(0.3, gt=0, le=5)
+    """Speech over a reply that counts as an interruption."""
+    max_utterance_seconds: float = Field(30.0, ge=1, le=300)
+    """A longer utterance is committed as it stands."""
+    final_deadline_seconds: Seconds = 10.0
+    """A final transcript that takes longer is given up; the last partial stands in."""
+
+
+class PoolSettings(Section):
+    """STT slots."""
+
+    slots: int = Field(0, ge=0, le=10_000)
+    """Callers at the same time; 0 takes what the engine recommends for this machine."""
+
+
+class VadSettings(Section):
+    """Voice activity detection."""
+
+    engine: Literal["auto", "silero", "webrtc", "threshold"] = "auto"
+    """``auto`` is Silero behind a webrtcvad gate; ``threshold`` is the fake for tests."""
+    gate_aggressiveness: int = Field(1, ge=0, le=3)
+    """webrtcvad mode of the gate before Silero; 3 filters most."""
+
+
+class SttSettings(Section):
+    """Speech to text."""
+
+    engine: Literal["auto", "faster-whisper", "pocketsphinx", "scripted"] = "auto"
+    """``auto`` takes faster-whisper when its weights are there or can be fetched, else pocketsphinx."""
+    model: str = ""
+    """faster-whisper: model name or local directory; empty takes ``base``. """
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where faster-whisper runs."""
+    compute_type: str = "default"
+    """CTranslate2 compute type, e.g. ``int8``, ``float16``; ``default`` picks by device."""
+    language: str = "en"
+    """Language code; empty lets Whisper detect it."""
+    grammar: str = ""
+    """pocketsphinx: path of a JSGF grammar, or a list of sentences separated by ``|``; empty uses the full English model."""
+    workers: int = Field(0, ge=0, le=64)
+    """pocketsphinx worker processes; 0 takes one per CPU, at most 4."""
+    partial_seconds: float = Field(0.4, gt=0, le=10)
+    """How often a partial transcript is made while the caller speaks."""
+    download: bool = True
+    """May ``auto`` and a model name fetch weights from the hub?"""
+    load_deadline_seconds: Seconds = 300.0
+    """Loading (with download) that takes longer has failed."""
+
+
+class TtsSettings(Section):
+    """Text to speech."""
+
+    engine: Literal["auto", "kokoro", "espeak-ng", "tone"] = "auto"
+    """``auto`` takes Kokoro when installed and its weights are there or can be fetched, else espeak-ng."""
+    model: str = ""
+    """Kokoro: local directory with config.json, weights and voices; empty takes the hub's Kokoro-82M."""
+    voice: str = ""
+    """Voice name of the engine (``af_heart``, ``en-us``); empty takes its default."""
+    speed: float = Field(1.0, ge=0.5, le=2.0)
+    """Speaking rate, 1.0 is normal."""
+    download: bool = True
+    """May weights be fetched from the hub?"""
+    load_deadline_seconds: Seconds = 300.0
+    """Loading (with download) that takes longer has failed."""
+
+
+class LlmSettings(Section):
+    """The language model."""
+
+    engine: Literal["auto", "openai", "eliza", "echo"] = "auto"
+    """``auto`` takes an OpenAI-compatible service when a base URL or key is set, else ELIZA."""
+    base_url: str = ""
+    """Any OpenAI-compatible service; empty means OPENAI_BASE_URL, else OpenAI's own."""
+    api_key: SecretStr = SecretStr("")
+    """Key for the service; empty means OPENAI_API_KEY."""
+    model: str = "gpt-4o-mini"
+    """Model name as the service knows it."""
+    temperature: float | None = Field(None, ge=0, le=2)
+    """Sampling temperature; unset leaves it to the service."""
+    max_tokens: int | None = Field(300, ge=1, le=100_000)
+    """Longest answer; unset leaves it to the service."""
+    connect_seconds: Seconds = 5.0
+    """Deadline for the connection."""
+    first_token_seconds: Seconds = 15.0
+    """Deadline for the first piece of an answer."""
+    gap_seconds: Seconds = 15.0
+    """Longest pause between two pieces of an answer."""
+    headers: dict[str, str] = {}
+    """Extra HTTP headers."""
+
+
+class LogSettings(Section):
+    """Logging."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level written."""
+    json_lines: bool = False
+    """JSON lines instead of text."""
+    transcripts: bool = False
+    """May spoken words be written to the log, as a field of their own?"""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_parse_none_str="none",
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+    )
+
+    engines: Literal["auto", "embedded", "fake"] = "auto"
+    """``auto`` picks the best that is there, ``embedded`` needs no weights and no network, ``fake`` is scripted."""
+    server: ServerSettings = ServerSettings()
+    limits: LimitSettings = LimitSettings()
+    media: MediaSettings = MediaSettings()
+    session: SessionSettings = SessionSettings()
+    turns: TurnSettings = TurnSettings()
+    pool: PoolSettings = PoolSettings()
+    vad: VadSettings = VadSettings()
+    stt: SttSettings = SttSettings()
+    tts: TtsSettings = TtsSettings()
+    llm: LlmSettings = LlmSettings()
+    log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` hands in: it merges the sources itself to know each value's origin."""
+        return (init_settings,)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings and where each one that is not a default came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    """``section.field`` -> ``file PATH`` | ``environment NAME`` | ``command line``."""
+
+
+def load(
+    file: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Loaded:
+    """Merge all sources. ``overrides`` maps ``section.field`` to a value. Raises ConfigError."""
+    environ = os.environ if environment is None else environment
+    origins: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    path = file or (Path(environ[_CONFIG_VARIABLE]) if environ.get(_CONFIG_VARIABLE) else None)
+    if path is not None:
+        _merge(values, _read_toml(path), f"file {path}", origins)
+    _merge(values, _from_environment(environ), "environment", origins)
+    for name, value in (overrides or {}).items():
+        _put(values, name, value)
+        origins[name] = "command line"
+    _openai_variables(values, origins, environ)
+    try:
+        return Loaded(Settings(**values), origins)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def field_names() -> list[str]:
+    """Every setting as ``section.field`` (or ``field`` at the top)."""
+    return [name for name, _ in walk(Settings())]
+
+
+def walk(settings: Settings) -> Iterator[tuple[str, Any]]:
+    """Each setting's dotted name and value, in the order they are declared."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Section):
+            for inner in type(value).model_fields:
+                yield f"{name}.{inner}", getattr(value, inner)
+        else:
+            yield name, value
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    known = {PREFIX + name.replace(".", "__").upper(): name for name in field_names()}
+    sections = {PREFIX + name.split(".")[0].upper() for name in field_names()}
+    for variable in environ:
+        upper = variable.upper()
+        if not upper.startswith(PREFIX) or upper == _CONFIG_VARIABLE:
+            continue
+        if upper not in known and upper not in sections:
+            raise ConfigError(
+                f"unknown environment variable {variable}{_suggest(upper, list(known))}"
+            )
+
+    class Source(EnvSettingsSource):
+        def _load_env_vars(self) -> Mapping[str, str | None]:
+            return {k.lower(): v for k, v in environ.items()}
+
+    try:
+        return Source(Settings)()
+    except ValueError as error:
+        raise ConfigError(f"environment: {error}") from None
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any], origin: str, origins: dict[str, str]) -> None:
+    for name, value in new.items():
+        if isinstance(value, Mapping) and name in Settings.model_fields:
+            for inner, inner_value in value.items():
+                _put(into, f"{name}.{inner}", inner_value)
+                origins[f"{name}.{inner}"] = _origin(origin, f"{name}.{inner}")
+        else:
+            into[name] = value
+            origins[name] = _origin(origin, name)
+
+
+def _origin(origin: str, name: str) -> str:
+    if origin == "environment":
+        return f"environment {PREFIX}{name.replace('.', '__').upper()}"
+    return origin
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    section, _, inner = name.partition(".")
+    if inner:
+        group = values.setdefault(section, {})
+        if not isinstance(group, dict):
+            raise ConfigError(f"{section} must be a section, not a single value")
+        group[inner] = value
+    else:
+        values[section] = value
+
+
+def _openai_variables(
+    values: dict[str, Any], origins: dict[str, str], environ: Mapping[str, str]
+) -> None:
+    for variable, inner in (("OPENAI_BASE_URL", "base_url"), ("OPENAI_API_KEY", "api_key")):
+        group = values.setdefault("llm", {})
+        if environ.get(variable) and isinstance(group, dict) and not group.get(inner):
+            group[inner] = environ[variable]
+            origins[f"llm.{inner}"] = f"environment {variable}"
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown setting {name}{_suggest(name, field_names())}")
+        else:
+            given = "" if "key" in name else f" (got {problem.get('input')!r})"
+            lines.append(f"{name}: {problem['msg']}{given}")
+    return "; ".join(lines)
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,1 @@
+"""Models and services behind async Protocols: see `voice_rtc.engines.base`."""

@@ -1,0 +1,1 @@
+"""Implementations of the LLM Protocols of `voice_rtc.engines.base`."""

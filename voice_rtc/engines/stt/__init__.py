@@ -1,0 +1,1 @@
+"""Implementations of the STT Protocols of `voice_rtc.engines.base`."""

@@ -1,0 +1,1 @@
+"""Implementations of the TTS Protocols of `voice_rtc.engines.base`."""

@@ -1,0 +1,1 @@
+"""Implementations of the VAD Protocols of `voice_rtc.engines.base`."""

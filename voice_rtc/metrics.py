@@ -1,0 +1,122 @@
+"""The Prometheus metrics, with the names that docs/operations.md lists.
+
+One `Metrics` object per server, with a registry of its own, so that tests can run several.
+Call ids are never labels.
+"""
+
+from __future__ import annotations
+
+import platform
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from voice_rtc import __version__
+
+_SECONDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+_FAST = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
+_LONG = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+class Metrics:
+    """All metrics of one server. Names get the prefix ``voice_rtc_``."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        # calls
+        self.calls_active = self._gauge("calls_active", "Calls from offer to end.")
+        self.calls_total = self._counter("calls_total", "Calls ended, by reason.", "outcome")
+        self.call_duration_seconds = self._histogram(
+            "call_duration_seconds", "From offer to end.", _LONG
+        )
+        self.call_setup_seconds = self._histogram(
+            "call_setup_seconds", "From offer to media connected.", _SECONDS
+        )
+        # pool
+        self.leases_active = self._gauge("leases_active", "STT slots held by calls.")
+        self.pool_slots = self._gauge("pool_slots", "STT slots, by state.", "state")
+        self.leases_total = self._counter("leases_total", "Lease requests, by result.", "result")
+        self.lease_hold_seconds = self._histogram(
+            "lease_hold_seconds", "From grant to release.", _LONG
+        )
+        # turns
+        self.response_seconds = self._histogram(
+            "response_seconds",
+            "From the caller's last speech sample to the first audible reply sample.",
+            _SECONDS,
+        )
+        self.barge_in_silence_seconds = self._histogram(
+            "barge_in_silence_seconds", "From confirmed barge-in speech to silence sent.", _FAST
+        )
+        self.barge_ins_total = self._counter("barge_ins_total", "Overlaps, by what came of them.", "kind")
+        self.turns_total = self._counter("turns_total", "Caller's turns, by how they ended.", "end")
+        self.endpoint_wait_seconds = self._histogram(
+            "endpoint_wait_seconds", "From the last speech sample to commit.", _SECONDS
+        )
+        # stages
+        self.stage_seconds = self._histogram(
+            "stage_seconds", "Time spent in each stage of a turn.", _SECONDS, "stage"
+        )
+        self.stt_audio_seconds_total = self._counter(
+            "stt_audio_seconds_total", "Seconds of audio transcribed."
+        )
+        self.engine_failures_total = self._counter(
+            "engine_failures_total", "Failures of engines, by kind and code.", "engine", "code"
+        )
+        self.engine_restarts_total = self._counter(
+            "engine_restarts_total", "Engine workers replaced.", "reason"
+        )
+        # media
+        self.frames_received_total = self._counter(
+            "frames_received_total", "Audio frames received and decoded."
+        )
+        self.frames_sent_total = self._counter("frames_sent_total", "Audio frames sent.")
+        self.frames_concealed_total = self._counter(
+            "frames_concealed_total", "20 ms of inbound timeline filled in.", "method"
+        )
+        self.inbound_dropped_total = self._counter(
+            "inbound_dropped_total", "Inbound audio runs dropped because the listener was late."
+        )
+        self.playout_underruns_total = self._counter(
+            "playout_underruns_total", "Times a reply ran dry before its end."
+        )
+        self.send_lateness_seconds = self._histogram(
+            "send_lateness_seconds", "How late outbound frames were handed over.", _FAST
+        )
+        # signaling
+        self.offers_rejected_total = self._counter(
+            "offers_rejected_total", "Offers not answered with 201.", "reason"
+        )
+        self.channel_events_dropped_total = self._counter(
+            "channel_events_dropped_total", "Events for a client that did not read them."
+        )
+        self.channel_messages_rejected_total = self._counter(
+            "channel_messages_rejected_total", "Data channel messages refused.", "reason"
+        )
+        # machine
+        info = Gauge(
+            "voice_rtc_build_info", "Version.", ["version", "python"], registry=self.registry
+        )
+        info.labels(__version__, platform.python_version()).set(1)
+
+    def render(self) -> bytes:
+        """The exposition format for GET /metrics."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"voice_rtc_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"voice_rtc_{name}", text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(
+            f"voice_rtc_{name}", text, labels, buckets=buckets, registry=self.registry
+        )
