@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from voice_rtc.errors import ConfigError
 
@@ -41,7 +45,8 @@ class ServerSettings(Section):
     port: int = Field(8080, ge=0, le=65_535)
     """TCP port; 0 takes a free one."""
     tls_certificate: Path | None = None
-    """PEM file; with ``tls_key`` the server speaks HTTPS, which browsers demand for microphones on other machines."""
+    """PEM file; with ``tls_key`` the server speaks HTTPS. Browsers demand it for microphones, except
+    on localhost."""
     tls_key: Path | None = None
     """PEM file of the certificate's private key."""
     cors_origins: tuple[str, ...] = ("*",)
@@ -68,7 +73,7 @@ class LimitSettings(Section):
     channel_messages_per_second: float = Field(20.0, gt=0, le=1000)
     """Sustained rate of data channel messages per call; a burst of twice as many is allowed."""
     channel_events: int = Field(512, ge=16, le=65_536)
-    """Events waiting for a client's data channel; past it the oldest that can be spared are dropped."""
+    """Events waiting for a client; past it the oldest that can be spared are dropped."""
     conversation_items: int = Field(200, ge=4, le=10_000)
     """Items kept of a conversation; past it the oldest are forgotten."""
     text_characters: int = Field(8_000, ge=100, le=1_000_000)
@@ -80,10 +85,10 @@ class MediaSettings(Section):
 
     ice_servers: tuple[str, ...] = ()
     """STUN or TURN URLs for the server's own side; empty means host candidates only."""
+    keep_remote_candidates: bool = False
+    """Use the addresses that an offer names; needed when the server itself is behind NAT."""
     connect_deadline_seconds: Seconds = 15.0
     """A call whose media is not connected by then is ended."""
-    stall_seconds: Seconds = 30.0
-    """A call from which nothing came (audio or data) for so long is ended."""
     inbound_buffer_seconds: Seconds = 2.0
     """Inbound audio waiting for the listener; past it the oldest is dropped and counted."""
     reply_buffer_seconds: Seconds = 3.0
@@ -95,6 +100,8 @@ class SessionSettings(Section):
 
     max_call_seconds: Seconds = 3600.0
     """A call is ended after this."""
+    idle_seconds: Seconds = 600.0
+    """A call in which nobody spoke or typed for so long is ended."""
     instructions: str = (
         "You are a friendly voice assistant on a phone call. Answer in one to three short spoken "
         "sentences. Never use markdown, lists, emoji or anything that cannot be read aloud."
@@ -147,9 +154,9 @@ class SttSettings(Section):
     """Speech to text."""
 
     engine: Literal["auto", "faster-whisper", "pocketsphinx", "scripted"] = "auto"
-    """``auto`` takes faster-whisper when its weights are there or can be fetched, else pocketsphinx."""
+    """``auto`` takes faster-whisper if its weights are there or can be fetched, else pocketsphinx."""
     model: str = ""
-    """faster-whisper: model name or local directory; empty takes ``base``. """
+    """faster-whisper: model name or local directory; empty takes ``base``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where faster-whisper runs."""
     compute_type: str = "default"
@@ -157,7 +164,8 @@ class SttSettings(Section):
     language: str = "en"
     """Language code; empty lets Whisper detect it."""
     grammar: str = ""
-    """pocketsphinx: path of a JSGF grammar, or a list of sentences separated by ``|``; empty uses the full English model."""
+    """pocketsphinx: path of a JSGF grammar, or sentences separated by ``|``; empty uses the full
+    English model."""
     workers: int = Field(0, ge=0, le=64)
     """pocketsphinx worker processes; 0 takes one per CPU, at most 4."""
     partial_seconds: float = Field(0.4, gt=0, le=10)
@@ -172,9 +180,10 @@ class TtsSettings(Section):
     """Text to speech."""
 
     engine: Literal["auto", "kokoro", "espeak-ng", "tone"] = "auto"
-    """``auto`` takes Kokoro when installed and its weights are there or can be fetched, else espeak-ng."""
+    """``auto`` takes Kokoro if installed and its weights are there or can be fetched, else
+    espeak-ng."""
     model: str = ""
-    """Kokoro: local directory with config.json, weights and voices; empty takes the hub's Kokoro-82M."""
+    """Kokoro: local directory with config.json, weights and voices; empty takes the hub's."""
     voice: str = ""
     """Voice name of the engine (``af_heart``, ``en-us``); empty takes its default."""
     speed: float = Field(1.0, ge=0.5, le=2.0)
@@ -234,7 +243,8 @@ class Settings(BaseSettings):
     )
 
     engines: Literal["auto", "embedded", "fake"] = "auto"
-    """``auto`` picks the best that is there, ``embedded`` needs no weights and no network, ``fake`` is scripted."""
+    """``auto`` picks the best that is there, ``embedded`` needs no weights and no network, ``fake``
+    is scripted."""
     server: ServerSettings = ServerSettings()
     limits: LimitSettings = LimitSettings()
     media: MediaSettings = MediaSettings()
@@ -339,7 +349,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         raise ConfigError(f"environment: {error}") from None
 
 
-def _merge(into: dict[str, Any], new: Mapping[str, Any], origin: str, origins: dict[str, str]) -> None:
+def _merge(
+    into: dict[str, Any], new: Mapping[str, Any], origin: str, origins: dict[str, str]
+) -> None:
     for name, value in new.items():
         if isinstance(value, Mapping) and name in Settings.model_fields:
             for inner, inner_value in value.items():

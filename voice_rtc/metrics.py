@@ -53,7 +53,9 @@ class Metrics:
         self.barge_in_silence_seconds = self._histogram(
             "barge_in_silence_seconds", "From confirmed barge-in speech to silence sent.", _FAST
         )
-        self.barge_ins_total = self._counter("barge_ins_total", "Overlaps, by what came of them.", "kind")
+        self.barge_ins_total = self._counter(
+            "barge_ins_total", "Overlaps, by what came of them.", "kind"
+        )
         self.turns_total = self._counter("turns_total", "Caller's turns, by how they ended.", "end")
         self.endpoint_wait_seconds = self._histogram(
             "endpoint_wait_seconds", "From the last speech sample to commit.", _SECONDS
@@ -117,6 +119,4 @@ class Metrics:
     def _histogram(
         self, name: str, text: str, buckets: tuple[float, ...], *labels: str
     ) -> Histogram:
-        return Histogram(
-            f"voice_rtc_{name}", text, labels, buckets=buckets, registry=self.registry
-        )
+        return Histogram(f"voice_rtc_{name}", text, labels, buckets=buckets, registry=self.registry)

@@ -12,7 +12,7 @@ Errors are `voice_rtc.errors.EngineError` and its subclasses.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -209,7 +209,7 @@ class LlmEngine(Engine, Protocol):
 
     def stream(
         self, messages: Sequence[Message], options: LlmOptions = LlmOptions()
-    ) -> AsyncIterator[LlmEvent]:
+    ) -> AsyncGenerator[LlmEvent, None]:
         """Stream one answer. Raises LlmError (with its code) at or after the first item.
 
         An async generator: ``aclose()`` or cancelling its reader ends the request at once.
@@ -237,7 +237,9 @@ class TtsEngine(Engine, Protocol):
         """Sample rate of what `synthesize` yields. Constant after `start`."""
         ...
 
-    def synthesize(self, text: str, options: VoiceOptions = VoiceOptions()) -> AsyncIterator[Pcm]:
+    def synthesize(
+        self, text: str, options: VoiceOptions = VoiceOptions()
+    ) -> AsyncGenerator[Pcm, None]:
         """Speak ``text`` (a clause or a sentence): chunks with ``at`` counted from its start.
 
         An async generator: ``aclose()`` or cancelling its reader aborts the synthesis at once.

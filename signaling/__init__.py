@@ -1,0 +1,1 @@
+"""HTTP, wire protocols and the composition of the server."""

@@ -1,0 +1,142 @@
+"""The composition root: settings in, a running server out."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import web
+from voice_rtc.engines.catalog import load_engines
+
+from signaling.app import build_app
+from signaling.server_state import ServerState
+from voice_rtc.call.registry import CallRegistry
+from voice_rtc.config import Loaded, Settings
+from voice_rtc.engines.base import EngineSet
+from voice_rtc.errors import ConfigError, EngineError
+from voice_rtc.metrics import Metrics
+
+log = structlog.get_logger("voice_rtc.server")
+
+EngineLoader = Callable[[Settings, Callable[[str], None]], Awaitable[EngineSet]]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server."""
+
+    url: str
+    settings: Settings
+    registry: CallRegistry
+    state: ServerState
+    metrics: Metrics
+
+
+def serve(loaded: Loaded) -> None:
+    """Run until SIGINT or SIGTERM, then drain. Raises ConfigError when it cannot start."""
+    asyncio.run(_serve(loaded.settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with running_server(settings) as server:
+        log.info("listening", url=server.url)
+        await stop.wait()
+        # A second signal ends the draining at once.
+        stop.clear()
+        async with asyncio.TaskGroup() as tasks:
+            drain = tasks.create_task(server.registry.drain(settings.server.drain_seconds))
+            impatient = tasks.create_task(_cancel_on(stop, drain))
+            await asyncio.wait([drain])
+            impatient.cancel()
+
+
+async def _cancel_on(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
+    await stop.wait()
+    task.cancel()
+
+
+@asynccontextmanager
+async def running_server(
+    settings: Settings, loader: EngineLoader = load_engines
+) -> AsyncIterator[Server]:
+    """The whole server inside a block; engines load in the background."""
+    metrics = Metrics()
+    state = ServerState()
+    registry = CallRegistry(settings, metrics)
+    async with asyncio.TaskGroup() as tasks, registry.running():
+        app = build_app(settings, registry, metrics, state)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        loading = tasks.create_task(_load(settings, loader, registry, state), name="load-engines")
+        try:
+            url = await _listen(runner, settings)
+            yield Server(url, settings, registry, state, metrics)
+        finally:
+            loading.cancel()
+            await registry.drain(0.0)
+            await runner.cleanup()
+            if state.engines is not None:
+                await close_engines(state.engines)
+
+
+async def _listen(runner: web.AppRunner, settings: Settings) -> str:
+    server = settings.server
+    context = _tls(settings)
+    site = web.TCPSite(runner, server.host, server.port, ssl_context=context)
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {server.host}:{server.port}: {error.strerror or error}; "
+            "choose another with --port"
+        ) from None
+    port = runner.addresses[0][1]
+    host = "localhost" if server.host in ("0.0.0.0", "::", "") else server.host
+    return f"{'https' if context else 'http'}://{host}:{port}"
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    server = settings.server
+    if server.tls_certificate is None and server.tls_key is None:
+        return None
+    if server.tls_certificate is None or server.tls_key is None:
+        raise ConfigError("server.tls_certificate and server.tls_key belong together")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(server.tls_certificate, server.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the TLS certificate or key cannot be used: {error}") from None
+    return context
+
+
+async def _load(
+    settings: Settings, loader: EngineLoader, registry: CallRegistry, state: ServerState
+) -> None:
+    try:
+        engines = await loader(settings, state.report)
+    except EngineError as error:
+        # The server stays up to say so: an operator sees it on /readyz and on the page.
+        state.failed(str(error))
+        log.error("engines_failed", code=error.code, error=str(error))
+        return
+    pool = registry.open(engines)
+    state.ready(engines)
+    for info in engines.infos():
+        log.info("engine", kind=info.kind, name=info.name, model=info.model, reason=info.reason)
+    log.info("ready", slots=pool.statistics().slots)
+
+
+async def close_engines(engines: EngineSet) -> None:
+    """Close all four; the first failure does not keep the others open."""
+    async with asyncio.TaskGroup() as tasks:
+        for engine in (engines.vad, engines.stt, engines.llm, engines.tts):
+            tasks.create_task(engine.aclose())

@@ -1,0 +1,493 @@
+"""The turn machine: stories, the whole table, and invariants under random events."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from voice_rtc.core.turns import (
+    Action,
+    CancelRequested,
+    CommitTurn,
+    DeadlineReached,
+    DiscardUtterance,
+    Duck,
+    Event,
+    Floor,
+    Interrupt,
+    ManualCommit,
+    OpenUtterance,
+    PartialHeard,
+    ReplyAudible,
+    ReplyDone,
+    ReplyRequested,
+    SpeechStarted,
+    SpeechStopped,
+    StartReply,
+    TurnMachine,
+    TurnRules,
+)
+from voice_rtc.errors import StateError
+
+RULES = TurnRules(
+    min_pause_seconds=0.5, max_pause_seconds=1.0, barge_in_seconds=0.3, max_utterance_seconds=30.0
+)
+POLITE = replace(RULES, interrupts=False)
+
+Timed = tuple[float, Action]
+
+
+def play(machine: TurnMachine, *script: tuple[float, Event], until: float = 0.0) -> list[Timed]:
+    """Deliver the script and, in between, every deadline at its time, as a call does."""
+    done: list[Timed] = []
+    clock = 0.0
+
+    def let_deadlines_pass(now: float) -> None:
+        while machine.next_deadline is not None and machine.next_deadline <= now:
+            due = max(machine.next_deadline, clock)
+            done.extend((round(due, 3), a) for a in machine.handle(DeadlineReached(), due))
+
+    for at, event in script:
+        let_deadlines_pass(at)
+        clock = at
+        done.extend((at, action) for action in machine.handle(event, at))
+    let_deadlines_pass(until)
+    return done
+
+
+def started(at: float) -> tuple[float, Event]:
+    return at, SpeechStarted(at)
+
+
+def stopped(at: float) -> tuple[float, Event]:
+    return at, SpeechStopped(at)
+
+
+def thinking(rules: TurnRules = RULES) -> TurnMachine:
+    """Utterance 1 is committed at 2.0, reply 1 is being prepared."""
+    machine = TurnMachine(rules)
+    play(machine, started(0.0), stopped(1.0), until=2.0)
+    assert (machine.floor, machine.reply) == (Floor.THINKING, 1)
+    return machine
+
+
+def speaking_agent(rules: TurnRules = RULES) -> TurnMachine:
+    """Reply 1 is audible since 3.0."""
+    machine = thinking(rules)
+    play(machine, (3.0, ReplyAudible(1)))
+    assert machine.floor is Floor.AGENT
+    return machine
+
+
+def overlapping(rules: TurnRules = RULES) -> TurnMachine:
+    """The caller speaks over reply 1 since 4.0."""
+    machine = speaking_agent(rules)
+    play(machine, started(4.0))
+    assert machine.floor is Floor.OVERLAP
+    return machine
+
+
+# ------------------------------------------------------------------------------- turn ends
+
+
+def test_a_complete_sentence_is_committed_early():
+    machine = TurnMachine(RULES)
+    done = play(machine, started(0.0), (0.9, PartialHeard("Hello.")), stopped(1.0), until=9)
+    assert done == [(0.0, OpenUtterance(1)), (1.5, CommitTurn(1, 1, "endpointing"))]
+
+
+def test_an_unfinished_sentence_is_waited_for():
+    machine = TurnMachine(RULES)
+    done = play(machine, started(0.0), stopped(1.0), (1.1, PartialHeard("and")), until=9)
+    assert done[-1] == (1.95, CommitTurn(1, 1, "endpointing"))
+
+
+def test_a_partial_in_the_pause_may_end_it_at_once():
+    machine = TurnMachine(RULES)
+    done = play(machine, started(0.0), stopped(1.0), (1.7, PartialHeard("Hello.")))
+    assert machine.next_deadline == pytest.approx(1.5)
+    assert machine.handle(DeadlineReached(), 1.7) == [CommitTurn(1, 1, "endpointing")]
+    assert done == [(0.0, OpenUtterance(1))]
+
+
+def test_the_pause_is_dated_from_the_last_speech_not_from_its_detection():
+    machine = TurnMachine(RULES)
+    play(machine, started(0.0), (1.4, SpeechStopped(1.0)))
+    assert machine.next_deadline == pytest.approx(2.0)
+
+
+def test_a_caller_who_goes_on_after_a_pause_is_in_the_same_utterance():
+    machine = TurnMachine(RULES)
+    done = play(machine, started(0.0), stopped(1.0), started(1.5), stopped(3.0), until=9)
+    assert done == [(0.0, OpenUtterance(1)), (4.0, CommitTurn(1, 1, "endpointing"))]
+
+
+def test_a_new_utterance_does_not_inherit_the_last_ones_words():
+    machine = TurnMachine(replace(RULES, creates_reply=False))
+    play(machine, started(0.0), (0.5, PartialHeard("Hello.")), stopped(1.0), until=2)
+    play(machine, started(5.0), stopped(6.0))
+    assert machine.next_deadline == pytest.approx(7.0)
+
+
+def test_a_turn_without_an_answer_leaves_the_floor_free():
+    machine = TurnMachine(replace(RULES, creates_reply=False))
+    done = play(machine, started(0.0), stopped(1.0), until=9)
+    assert done[-1] == (2.0, CommitTurn(1, None, "endpointing"))
+    assert machine.floor is Floor.IDLE and not machine.reply_active
+
+
+def test_a_long_utterance_is_committed_and_the_next_one_opens_at_once():
+    machine = TurnMachine(RULES)
+    done = play(machine, started(1.0), stopped(45.0), until=60)
+    assert done == [
+        (1.0, OpenUtterance(1)),
+        (31.0, CommitTurn(1, None, "max_length")),
+        (31.0, OpenUtterance(2)),
+        (46.0, CommitTurn(2, 1, "endpointing")),
+    ]
+
+
+def test_a_deadline_at_time_zero_is_a_deadline():
+    machine = TurnMachine(replace(RULES, max_utterance_seconds=1.0))
+    machine.handle(SpeechStarted(-1.0), 0.0)
+    assert machine.next_deadline == 0.0
+    assert machine.handle(DeadlineReached(), 0.0)[0] == CommitTurn(1, None, "max_length")
+
+
+def test_a_deadline_that_was_moved_does_not_fire_early():
+    machine = TurnMachine(RULES)
+    play(
+        machine, started(0.0), (0.5, PartialHeard("Hi.")), stopped(1.0), (1.4, PartialHeard("and"))
+    )
+    assert machine.handle(DeadlineReached(), 1.5) == []
+    assert machine.floor is Floor.PAUSE
+
+
+def test_rules_hold_from_the_next_event_on():
+    machine = TurnMachine(RULES)
+    play(machine, started(0.0))
+    machine.rules = replace(RULES, max_pause_seconds=4.0, min_pause_seconds=4.0)
+    play(machine, stopped(1.0))
+    assert machine.next_deadline == pytest.approx(5.0)
+
+
+# ------------------------------------------------------------------------- over the reply
+
+
+def test_a_caller_who_goes_on_before_the_reply_was_heard_takes_the_turn_back():
+    machine = thinking()
+    assert play(machine, started(2.5)) == [(2.5, Interrupt(1, "resumed")), (2.5, OpenUtterance(2))]
+    assert machine.floor is Floor.USER and not machine.reply_active
+
+
+def test_a_cough_ducks_and_nothing_more():
+    machine = speaking_agent()
+    done = play(machine, started(4.0), stopped(4.2), until=9)
+    assert done == [
+        (4.0, Duck(True)), (4.0, OpenUtterance(2)), (4.2, Duck(False)), (4.2, DiscardUtterance(2)),
+    ]  # fmt: skip
+    assert machine.floor is Floor.AGENT
+
+
+def test_speech_that_lasts_is_a_barge_in():
+    machine = speaking_agent()
+    done = play(machine, started(4.0), stopped(5.0), until=9)
+    assert done == [
+        (4.0, Duck(True)),
+        (4.0, OpenUtterance(2)),
+        (4.3, Interrupt(1, "barge_in")),
+        (4.3, Duck(False)),
+        (6.0, CommitTurn(2, 2, "endpointing")),
+    ]
+
+
+def test_speech_noticed_late_is_a_barge_in_at_once():
+    machine = speaking_agent()
+    machine.handle(SpeechStarted(4.0), 4.5)
+    assert machine.next_deadline == pytest.approx(4.3)
+    assert machine.handle(DeadlineReached(), 4.5)[0] == Interrupt(1, "barge_in")
+
+
+def test_a_cough_whose_end_the_gate_still_bridges_is_no_barge_in():
+    machine = overlapping()
+    assert machine.handle(DeadlineReached(voiced_until_seconds=4.13), 4.3) == []
+    assert machine.next_deadline == pytest.approx(4.47)
+    done = machine.handle(SpeechStopped(4.13), 4.35)
+    assert done == [Duck(False), DiscardUtterance(2)]
+
+
+def test_speech_that_is_known_to_last_is_a_barge_in():
+    machine = overlapping()
+    assert machine.handle(DeadlineReached(voiced_until_seconds=4.29), 4.3) == []
+    assert machine.next_deadline == pytest.approx(4.32)
+    confirmed = machine.handle(DeadlineReached(voiced_until_seconds=4.31), 4.32)
+    assert confirmed == [Interrupt(1, "barge_in"), Duck(False)]
+
+
+def test_a_reply_that_ends_under_the_caller_leaves_them_the_floor():
+    machine = overlapping()
+    assert play(machine, (4.1, ReplyDone(1))) == [(4.1, Duck(False))]
+    assert (machine.floor, machine.utterance) == (Floor.USER, 2)
+    assert machine.next_deadline == pytest.approx(34.0)
+
+
+def test_late_words_of_a_cut_reply_are_ignored():
+    machine = overlapping()
+    play(machine, until=4.3)
+    play(machine, stopped(5.0), until=6.0)
+    assert (machine.floor, machine.reply) == (Floor.THINKING, 2)
+    assert play(machine, (6.1, ReplyAudible(1)), (6.2, ReplyDone(1))) == []
+    assert machine.floor is Floor.THINKING
+
+
+def test_a_reply_that_was_played_leaves_the_floor_free():
+    machine = speaking_agent()
+    assert play(machine, (5.0, ReplyDone(1))) == []
+    assert machine.floor is Floor.IDLE and machine.next_deadline is None
+
+
+def test_a_reply_that_failed_unheard_leaves_the_floor_free():
+    machine = thinking()
+    assert play(machine, (5.0, ReplyDone(1))) == []
+    assert machine.floor is Floor.IDLE
+
+
+# ------------------------------------------------------------------- without interruptions
+
+
+def test_speech_over_a_polite_reply_is_kept_and_answered_after_it():
+    machine = speaking_agent(POLITE)
+    done = play(machine, started(4.0), stopped(5.0), (8.0, ReplyDone(1)), until=9)
+    assert done == [(4.0, OpenUtterance(2)), (8.0, CommitTurn(2, 2, "endpointing"))]
+    assert machine.floor is Floor.THINKING
+
+
+def test_a_caller_still_speaking_when_a_polite_reply_ends_has_the_floor():
+    machine = speaking_agent(POLITE)
+    play(machine, started(4.0), stopped(5.0), started(6.0), (8.0, ReplyDone(1)))
+    assert (machine.floor, machine.utterance) == (Floor.USER, 2)
+
+
+def test_a_polite_reply_is_not_cut_before_it_was_heard_either():
+    machine = thinking(POLITE)
+    assert play(machine, started(2.5), (3.0, ReplyAudible(1))) == [(2.5, OpenUtterance(2))]
+    assert machine.floor is Floor.OVERLAP and machine.next_deadline is None
+
+
+def test_forbidding_interruptions_during_an_overlap_saves_the_reply():
+    machine = overlapping()
+    machine.rules = POLITE
+    assert machine.handle(DeadlineReached(), 4.3) == [Duck(False)]
+    assert machine.floor is Floor.OVERLAP and machine.next_deadline is None
+    assert machine.handle(SpeechStopped(5.0), 5.2) == []
+
+
+# ------------------------------------------------------------------------ the client's wishes
+
+
+@pytest.mark.parametrize("script", [[started(0.0)], [started(0.0), stopped(1.0)]])
+def test_a_manual_commit_ends_the_open_utterance(script):
+    machine = TurnMachine(RULES)
+    play(machine, *script)
+    assert machine.handle(ManualCommit(), 1.1) == [CommitTurn(1, None, "manual")]
+    assert machine.floor is Floor.IDLE and machine.next_deadline is None
+
+
+def test_a_manual_commit_in_an_overlap_lets_the_reply_go_on():
+    machine = overlapping()
+    assert machine.handle(ManualCommit(), 4.1) == [CommitTurn(2, None, "manual"), Duck(False)]
+    assert machine.floor is Floor.AGENT
+
+
+def test_a_manual_commit_over_an_unheard_polite_reply_goes_on_thinking():
+    machine = thinking(POLITE)
+    play(machine, started(2.5))
+    assert machine.handle(ManualCommit(), 2.6) == [CommitTurn(2, None, "manual")]
+    assert machine.floor is Floor.THINKING
+
+
+@pytest.mark.parametrize("make", [TurnMachine, thinking, speaking_agent])
+def test_a_manual_commit_without_speech_is_a_turn_of_its_own(make):
+    machine = make()
+    floor, newest = machine.floor, machine.utterance
+    assert machine.handle(ManualCommit(), 5.0) == [CommitTurn(newest + 1, None, "manual")]
+    assert machine.floor is floor
+
+
+def test_a_requested_reply_starts():
+    machine = TurnMachine(RULES)
+    assert machine.handle(ReplyRequested(), 0.0) == [StartReply(1)]
+    assert machine.floor is Floor.THINKING and machine.reply_active
+
+
+@pytest.mark.parametrize("script", [[started(0.0)], [started(0.0), stopped(1.0)]])
+def test_a_requested_reply_commits_what_is_being_said(script):
+    machine = TurnMachine(RULES)
+    play(machine, *script)
+    actions = machine.handle(ReplyRequested(), 1.1)
+    assert actions == [CommitTurn(1, None, "manual"), StartReply(1)]
+    assert machine.floor is Floor.THINKING
+
+
+@pytest.mark.parametrize("make", [thinking, speaking_agent, overlapping])
+def test_there_is_only_one_reply_at_a_time(make):
+    machine = make()
+    assert machine.handle(ReplyRequested(), 4.1) == []
+    assert machine.reply == 1
+
+
+@pytest.mark.parametrize("make", [thinking, speaking_agent])
+def test_a_cancelled_reply_leaves_the_floor_free(make):
+    machine = make()
+    assert machine.handle(CancelRequested(), 4.0) == [Interrupt(1, "cancelled")]
+    assert machine.floor is Floor.IDLE
+    assert machine.handle(CancelRequested(), 4.1) == []
+
+
+def test_cancelling_in_an_overlap_gives_the_caller_the_floor():
+    machine = overlapping()
+    actions = machine.handle(CancelRequested(), 4.1)
+    assert actions == [Interrupt(1, "cancelled"), Duck(False)]
+    assert machine.floor is Floor.USER
+
+
+# --------------------------------------------------------------------------------- the table
+
+EVENTS: list[Event] = [
+    SpeechStarted(9.0), SpeechStopped(9.0), PartialHeard("x"), ReplyAudible(1), ReplyDone(1),
+    DeadlineReached(), ManualCommit(), ReplyRequested(), CancelRequested(),
+]  # fmt: skip
+
+
+def in_state(floor: Floor) -> TurnMachine:
+    makers = {
+        Floor.IDLE: TurnMachine, Floor.THINKING: thinking, Floor.AGENT: speaking_agent,
+        Floor.OVERLAP: overlapping,
+    }  # fmt: skip
+    if floor in makers:
+        return makers[floor]()
+    machine = TurnMachine(RULES)
+    play(machine, started(0.0), *([stopped(1.0)] if floor is Floor.PAUSE else []))
+    return machine
+
+
+def test_every_kind_of_event_is_listed_here():
+    assert {type(event) for event in EVENTS} == set(get_args(Event))
+
+
+@pytest.mark.parametrize(
+    ("floor", "event"),
+    list(itertools.product(Floor, EVENTS)),
+    ids=lambda v: getattr(v, "name", None),
+)
+def test_every_event_may_come_in_every_state(floor, event):
+    machine = in_state(floor)
+    assert machine.floor is floor
+    assert isinstance(machine.handle(event, 9.0), list)
+
+
+@pytest.mark.parametrize("floor", list(Floor))
+def test_something_that_is_no_event_changes_nothing(floor):
+    machine = in_state(floor)
+    before = repr(machine)
+    with pytest.raises(StateError):
+        machine.handle(Duck(True), 9.0)
+    assert repr(machine) == before
+
+
+# ------------------------------------------------------------------------------ random events
+
+
+def random_event(random: np.random.Generator, machine: TurnMachine, now: float) -> Event:
+    reply = int(random.integers(0, machine.reply + 2))
+    voiced = None if random.random() < 0.5 else now - random.random() * 0.5
+    speech = [SpeechStarted(now - 0.1), SpeechStopped(now - 0.2), PartialHeard("Well, yes.")]
+    replies = [ReplyAudible(reply), ReplyAudible(machine.reply), ReplyDone(reply)]
+    wishes = [ManualCommit(), ReplyRequested(), CancelRequested(), DeadlineReached(voiced)]
+    weights = np.array([5, 5, 2, 1, 3, 1, 0.3, 1, 0.3, 4])
+    events = [*speech, *replies, *wishes]
+    return events[int(random.choice(len(events), p=weights / weights.sum()))]
+
+
+class Watch:
+    """Checks, after every event, what must always hold."""
+
+    def __init__(self, machine: TurnMachine) -> None:
+        self.machine = machine
+        self.active: int | None = None
+        self.newest_reply = 0
+        self.newest_utterance = 0
+        self.open: int | None = None
+        self.ducked = False
+
+    def after(self, event: Event, actions: list[Action]) -> None:
+        if isinstance(event, ReplyDone) and event.reply == self.active:
+            self.active = None
+        for action in actions:
+            self.take(action)
+        machine = self.machine
+        assert (self.active is not None) == machine.reply_active
+        assert self.active in (None, machine.reply)
+        assert not self.ducked or machine.floor is Floor.OVERLAP
+        has_open = machine.floor in (Floor.USER, Floor.PAUSE, Floor.OVERLAP)
+        assert (self.open is not None) == has_open
+        if machine.floor in (Floor.USER, Floor.PAUSE) or self.ducked:
+            assert machine.next_deadline is not None
+        else:
+            assert machine.next_deadline is None
+
+    def take(self, action: Action) -> None:
+        match action:
+            case OpenUtterance(utterance):
+                assert self.open is None and utterance == self.newest_utterance + 1
+                self.open = self.newest_utterance = utterance
+            case CommitTurn(utterance, reply, _):
+                if self.open is None:
+                    assert utterance == self.newest_utterance + 1
+                    self.newest_utterance = utterance
+                else:
+                    assert utterance == self.open
+                self.open = None
+                if reply is not None:
+                    self.start(reply)
+            case DiscardUtterance(utterance):
+                assert utterance == self.open
+                self.open = None
+            case StartReply(reply):
+                self.start(reply)
+            case Interrupt(reply, _):
+                assert reply == self.active
+                self.active = None
+            case Duck(on):
+                assert on is not self.ducked
+                self.ducked = on
+
+    def start(self, reply: int) -> None:
+        assert self.active is None and reply == self.newest_reply + 1
+        self.active = self.newest_reply = reply
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_must_always_hold(seed):
+    random = np.random.default_rng(seed)
+    machine, twin = TurnMachine(RULES), TurnMachine(RULES)
+    watch, now, floors = Watch(machine), 0.0, set()
+    for _ in range(1000):
+        now += float(random.random() * random.choice([0.05, 1.0, 20.0], p=[0.6, 0.35, 0.05]))
+        if random.random() < 0.02:
+            rules = replace(
+                RULES,
+                interrupts=bool(random.random() < 0.7),
+                creates_reply=bool(random.random() < 0.8),
+            )
+            machine.rules = twin.rules = rules
+        event = random_event(random, machine, now)
+        actions = machine.handle(event, now)
+        assert twin.handle(event, now) == actions and repr(twin) == repr(machine)
+        watch.after(event, actions)
+        floors.add(machine.floor)
+    assert floors == set(Floor)

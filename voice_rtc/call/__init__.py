@@ -1,0 +1,1 @@
+"""One call: listening, deciding, answering. Knows engines only by their Protocols."""

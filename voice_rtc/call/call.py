@@ -1,0 +1,364 @@
+"""One call, from its peer connection to its end: one TaskGroup that owns everything.
+
+The pure `TurnMachine` decides who has the floor; `Hearing` and `Replies` carry out what it says
+about the caller's and the agent's speech. What happens is told as events of `call.events`. The
+commands are synchronous, run on the event loop and take effect at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from voice_rtc.call import events
+from voice_rtc.call.context import CallContext, CallPorts
+from voice_rtc.call.hearing import Hearing
+from voice_rtc.call.replies import Replies
+from voice_rtc.call.reply import TextSource
+from voice_rtc.call.state import CallSettings, CallState
+from voice_rtc.core.buffers import Policy
+from voice_rtc.core.history import Conversation, Item
+from voice_rtc.core.turns import (
+    Action,
+    CancelRequested,
+    CommitTurn,
+    DeadlineReached,
+    DiscardUtterance,
+    Duck,
+    Event,
+    Floor,
+    Interrupt,
+    ManualCommit,
+    OpenUtterance,
+    ReplyAudible,
+    ReplyDone,
+    ReplyRequested,
+    SpeechStarted,
+    SpeechStopped,
+    StartReply,
+    TurnMachine,
+)
+from voice_rtc.errors import BadRequest, CallEnded, EngineError, QueueFull
+from voice_rtc.inbox import Inbox
+from voice_rtc.media.peer import Peer, PeerSettings
+from voice_rtc.pool.pool import Lease
+
+_LAST_WORDS_SECONDS = 1.0
+_SIGNALS = 256
+
+REASONS = {
+    "hangup": "The call was hung up.",
+    "peer_gone": "The media connection was lost.",
+    "connect_timeout": "The media connection could not be established in time.",
+    "idle": "Nobody said anything for too long.",
+    "max_duration": "The call reached its maximum length.",
+    "server_shutdown": "The server is shutting down.",
+    "no_slot": "No speech recognition slot was free.",
+    "engine_failed": "The speech recognition engine failed.",
+    "internal_error": "The server made a mistake.",
+}
+"""Every way a call can end, and the sentence that a client is shown."""
+
+
+class Call:
+    """See the module. `attach` an event sink, then `run`."""
+
+    def __init__(self, ports: CallPorts, peer: PeerSettings) -> None:
+        self._context = CallContext(ports)
+        self.id = self._context.id
+        self.log = self._context.log
+        self._replies = Replies(self._context)
+        self.peer = Peer(peer, self._replies.speaker, ports.metrics)
+        self._turns = TurnMachine(self.settings.rules)
+        # Few and quickly dealt with; were they ever to pile up, the newest state is what counts.
+        self._signals: Inbox[Event] = Inbox(_SIGNALS, Policy.DROP_OLDEST)
+        self._context.signal = self._signals.put
+        self._timer: asyncio.TimerHandle | None = None
+        self._end: asyncio.Future[str] = self._context.loop.create_future()
+        self._hearing: Hearing | None = None
+        self._lease: Lease | None = None
+        self._is_connected = False
+        self._touched = 0.0
+        self._prepared: TextSource | None = None
+
+    # ------------------------------------------------------------------ life
+
+    def attach(self, sink: events.EventSink) -> None:
+        """Tell ``sink`` what happens from now on."""
+        self._context.sink = sink
+
+    async def run(self, client: Coroutine[Any, Any, None]) -> str:
+        """Live the call to its end; ``client`` (the adapter's loop) runs in its TaskGroup.
+
+        Returns the reason of the end, a key of `REASONS`. Never raises but for cancellation.
+        """
+        reason = "internal_error"
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._context.tasks = tasks
+                self._context.spawn(client, "client")
+                self._context.spawn(self._watch_end(), "end")
+                self._context.spawn(self._watch_peer(), "peer")
+                self._context.spawn(self._watch_limits(), "limits")
+                async with self._leased() as lease:
+                    await self._live(lease)
+        except BaseExceptionGroup as group:
+            reason = self._reason_of(group)
+        finally:
+            client.close()  # does nothing unless the group never came to start it
+            await self._close(reason)
+        return reason
+
+    def _reason_of(self, group: BaseExceptionGroup[BaseException]) -> str:
+        ended, rest = group.split(CallEnded)
+        if rest is not None:
+            self.log.error("call_crashed", exc_info=rest)
+            return "internal_error"
+        found: BaseException | None = ended
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        return found.reason if isinstance(found, CallEnded) else "internal_error"
+
+    @asynccontextmanager
+    async def _leased(self) -> AsyncGenerator[Lease, None]:
+        try:
+            async with self._context.ports.pool.lease(self.id) as lease:
+                self._lease = lease
+                yield lease
+        except QueueFull:
+            raise CallEnded("no_slot") from None
+        except EngineError as error:
+            self._context.count_failure("stt", error)
+            raise CallEnded("engine_failed") from error
+
+    async def _live(self, lease: Lease) -> None:
+        vad = self._context.ports.engines.vad.open()
+        try:
+            hearing = self._hearing = Hearing(self._context, vad, lease)
+            work = {
+                "inbound": self.peer.run_inbound(),
+                "listen": hearing.listen(self.peer.inbound, self._on_edge),
+                "transcripts": hearing.read_transcripts(self._handle),
+                "signals": self._read_signals(),
+                "greeting": self._greet(),
+            }
+            async with asyncio.TaskGroup() as tasks:
+                for name, coroutine in work.items():
+                    tasks.create_task(coroutine, name=f"{self.id}:{name}")
+        finally:
+            vad.close()
+
+    async def _close(self, reason: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._context.emit(events.Ended(reason, REASONS[reason]))
+        await self.peer.channel.flushed(_LAST_WORDS_SECONDS if self._is_connected else 0.0)
+        await self.peer.aclose()
+
+    async def _watch_end(self) -> None:
+        raise CallEnded(await self._end)
+
+    async def _watch_peer(self) -> None:
+        context = self._context
+        try:
+            async with asyncio.timeout(context.ports.settings.media.connect_deadline_seconds):
+                await self.peer.connected()
+        except TimeoutError:
+            raise CallEnded("connect_timeout") from None
+        self._is_connected = True
+        context.metrics.call_setup_seconds.observe(context.now())
+        self.log.info("call_connected", setup_seconds=round(context.now(), 3))
+        await self.peer.lost()
+        raise CallEnded("peer_gone")
+
+    async def _watch_limits(self) -> None:
+        session = self._context.ports.settings.session
+        await self.peer.connected()
+        self._touched = self._context.now()
+        while True:
+            now = self._context.now()
+            if now >= session.max_call_seconds:
+                raise CallEnded("max_duration")
+            if now >= self._touched + session.idle_seconds:
+                raise CallEnded("idle")
+            wake = min(session.max_call_seconds, self._touched + session.idle_seconds)
+            await asyncio.sleep(wake - now)
+
+    async def _greet(self) -> None:
+        text = self._context.ports.settings.session.greeting
+        if not text:
+            return
+        await self.peer.connected()
+        await self.peer.channel.opened()
+
+        async def greeting() -> AsyncGenerator[str, None]:
+            yield text
+
+        if not self._turns.reply_active:
+            self._prepared = greeting
+            self._handle(ReplyRequested())
+
+    # -------------------------------------------------------------- commands
+
+    @property
+    def settings(self) -> CallSettings:
+        """What the call is set to."""
+        return self._context.settings
+
+    @property
+    def conversation(self) -> Conversation:
+        """What was said so far."""
+        return self._context.conversation
+
+    def end(self, reason: str) -> None:
+        """Ask the call to end; the first reason stands."""
+        if not self._end.done():
+            self._end.set_result(reason)
+
+    def configure(self, settings: CallSettings) -> None:
+        """Use other settings from now on."""
+        became_manual = settings.manual_turns and not self.settings.manual_turns
+        self._context.settings = settings
+        self._turns.rules = settings.rules
+        if self._hearing is not None:
+            self._hearing.apply_settings()
+            if became_manual:
+                # The gate is not heard any more: whoever was speaking has stopped.
+                self._on_edge(False, self._context.now())
+
+    def request_reply(self, instructions: str | None = None) -> None:
+        """Answer now, to the conversation as it stands. Raises BadRequest during a reply.
+
+        ``instructions`` stand in for the call's own, for this reply only.
+        """
+        if self._turns.reply_active:
+            raise BadRequest(
+                "a response is already in progress",
+                code="conversation_already_has_active_response",
+            )
+        self._require_hearing()
+        if instructions is not None:
+            self._prepared = partial(self._replies.answer, instructions)
+        self._handle(ReplyRequested())
+
+    def cancel_reply(self) -> bool:
+        """Cut the reply in progress; False when there is none."""
+        if not self._turns.reply_active:
+            return False
+        self._handle(CancelRequested())
+        return True
+
+    def add_item(self, item: Item, after: str | None) -> str | None:
+        """Put a text of the client into the conversation; returns the id it stands behind.
+
+        Raises UnknownItem, or BadRequest when the id is taken.
+        """
+        self._touched = self._context.now()
+        return self.conversation.add(item, after)
+
+    def truncate_item(self, item_id: str, heard_ms: int) -> int:
+        """Forget what of a spoken reply lies behind ``heard_ms``; returns what is kept, in ms.
+
+        Text is cut in proportion. Raises UnknownItem or BadRequest.
+        """
+        item = self.conversation.get(item_id)
+        if item.role != "assistant" or not item.spoken or item.status == "in_progress":
+            raise BadRequest("only finished spoken replies can be truncated")
+        spoken_ms = item.heard_ms or 0
+        if heard_ms >= spoken_ms:
+            return spoken_ms
+        words = (item.text or "").split()
+        kept = words[: len(words) * heard_ms // spoken_ms]
+        self.conversation.truncate(item_id, " ".join(kept), heard_ms)
+        return heard_ms
+
+    def clear_audio(self) -> None:
+        """Manual turns: forget what was held; the turn to be committed begins now."""
+        self._require_hearing().hold()
+
+    def commit_audio(self) -> None:
+        """End the caller's turn now. Raises BadRequest when there is nothing to commit."""
+        self._require_hearing().check_commit(self._turns.utterance)
+        self._handle(ManualCommit())
+
+    def announce(self, event: events.CallEvent) -> None:
+        """Pass an event of the server (draining, ...) to the client."""
+        self._context.emit(event)
+
+    def state(self) -> CallState:
+        """A snapshot."""
+        return CallState(
+            id=self.id,
+            age_seconds=round(self._context.now(), 1),
+            connected=self._is_connected,
+            floor=self._turns.floor.name,
+            lease_id=self._lease.id if self._lease else None,
+            turns=self._hearing.committed if self._hearing else 0,
+            replies=self._replies.created,
+            frames_received=self.peer.frames_received,
+            inbound_dropped=self.peer.inbound.statistics().dropped,
+            underruns=self._replies.speaker.underruns,
+        )
+
+    def _require_hearing(self) -> Hearing:
+        if self._hearing is None:
+            raise BadRequest("the call is not ready yet", code="call_not_ready")
+        return self._hearing
+
+    # ----------------------------------------------------------- turn taking
+
+    def _on_edge(self, started: bool, at: float) -> None:
+        self._require_hearing().mark_edge(self._turns.utterance, started, at)
+        self._handle(SpeechStarted(at) if started else SpeechStopped(at))
+
+    async def _read_signals(self) -> None:
+        async for event in self._signals:
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        """The only way into the turn machine: decide, do, set the timer."""
+        self._touched = self._context.now()
+        if isinstance(event, ReplyAudible):
+            self._replies.mark_audible(event.reply)
+        elif isinstance(event, ReplyDone):
+            self._replies.finish(event.reply)
+        for action in self._turns.handle(event, self._context.now()):
+            self._do(action, self._require_hearing())
+        if self._turns.floor is Floor.USER and self._hearing is not None:
+            # Not before: speech over a reply may yet turn out to be nothing.
+            self._hearing.announce(self._turns.utterance)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._turns.next_deadline
+        if deadline is not None:
+            self._timer = self._context.loop.call_at(
+                self._context.born + deadline, self._signals.put, DeadlineReached()
+            )
+
+    def _do(self, action: Action, hearing: Hearing) -> None:
+        match action:
+            case OpenUtterance(utterance):
+                hearing.open(utterance)
+            case DiscardUtterance(utterance):
+                hearing.discard(utterance)
+                self._context.metrics.barge_ins_total.labels("false_alarm").inc()
+            case CommitTurn(utterance, reply, end):
+                turn = hearing.commit(utterance, end)
+                if reply is not None:
+                    self._replies.start(reply, self._replies.answer, hearing.unsettled(), turn)
+            case StartReply(reply):
+                source, self._prepared = self._prepared or self._replies.answer, None
+                self._replies.start(reply, source, hearing.unsettled())
+            case Interrupt(reply, reason):
+                if reason != "cancelled":
+                    hearing.announce(self._turns.utterance)
+                self._replies.interrupt(reply, reason)
+            case Duck(on):
+                self._replies.speaker.duck(on)

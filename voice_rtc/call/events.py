@@ -1,0 +1,175 @@
+"""What happens in a call, for whoever tells the client (the plan's TranscriptionCallbacks).
+
+These events speak of the call, not of any wire protocol: an adapter in ``signaling`` turns them
+into what its clients understand. They are emitted on the event loop, in order, and an `EventSink`
+must not block. Ids are strings for the client: items of the conversation and replies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from voice_rtc.core.playout import Heard
+from voice_rtc.errors import VoiceRtcError
+
+
+@dataclass(frozen=True, slots=True)
+class CallerSpeechStarted:
+    """The caller has the floor; what follows belongs to ``item_id``."""
+
+    item_id: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallerSpeechStopped:
+    """The caller's turn is over."""
+
+    item_id: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnCommitted:
+    """The caller's turn became an item of the conversation; its text follows."""
+
+    item_id: str
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallerPartial:
+    """What the turn in progress sounds like; replaces the one before."""
+
+    item_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallerTranscript:
+    """What the caller said. May be empty."""
+
+    item_id: str
+    text: str
+    audio_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallerTranscriptFailed:
+    """The caller's turn could not be transcribed."""
+
+    item_id: str
+    error: VoiceRtcError
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyCreated:
+    """The agent begins to answer."""
+
+    reply_id: str
+    item_id: str
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyText:
+    """More of what the agent is about to say."""
+
+    reply_id: str
+    item_id: str
+    delta: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyAudible:
+    """The first sound of the reply was sent."""
+
+    reply_id: str
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyInterrupted:
+    """The reply was cut. ``heard`` is what the caller got of it."""
+
+    reply_id: str
+    item_id: str
+    heard: Heard
+    audible: bool
+    reason: str
+    """``barge_in``, ``resumed`` (the caller went on before it was heard) or ``cancelled``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFinished:
+    """The reply was played to its end, or failed."""
+
+    reply_id: str
+    item_id: str
+    text: str
+    audible: bool
+    error: VoiceRtcError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFailed:
+    """An engine failed; the call goes on."""
+
+    engine: str
+    error: VoiceRtcError
+
+
+@dataclass(frozen=True, slots=True)
+class TurnMeasured:
+    """Where the time of a turn went, in milliseconds; None where a stage did not happen."""
+
+    item_id: str
+    endpoint_ms: float | None
+    stt_ms: float | None
+    llm_first_token_ms: float | None
+    tts_first_audio_ms: float | None
+    response_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GoingAway:
+    """The server will end the call within ``deadline_seconds``."""
+
+    reason: str
+    deadline_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event of a call that the server ends."""
+
+    reason: str
+    message: str
+
+
+CallEvent = (
+    CallerSpeechStarted
+    | CallerSpeechStopped
+    | TurnCommitted
+    | CallerPartial
+    | CallerTranscript
+    | CallerTranscriptFailed
+    | ReplyCreated
+    | ReplyText
+    | ReplyAudible
+    | ReplyInterrupted
+    | ReplyFinished
+    | EngineFailed
+    | TurnMeasured
+    | GoingAway
+    | Ended
+)
+
+
+class EventSink(Protocol):
+    """Whoever tells the client."""
+
+    def emit(self, event: CallEvent) -> None:
+        """Take one event; must not block or raise."""
+        ...

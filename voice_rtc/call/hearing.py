@@ -1,0 +1,214 @@
+"""The caller's side of a call: utterances from their first sample to their transcript."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from secrets import token_hex
+
+from voice_rtc.call import events
+from voice_rtc.call.context import CallContext, CallerTurn
+from voice_rtc.call.listener import Listener
+from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm
+from voice_rtc.core.history import Item
+from voice_rtc.core.turns import PartialHeard
+from voice_rtc.core.vad import GateSettings, SpeechEdge
+from voice_rtc.engines.base import Final, Partial, SttFailed, VadSession
+from voice_rtc.errors import BadRequest, CallEnded, EngineCrashed, EngineError, EngineTimeout
+from voice_rtc.inbox import Inbox
+from voice_rtc.pool.pool import Lease
+
+_SHORTEST_MANUAL_SECONDS = 0.1
+
+
+class Hearing:
+    """Carries out what the turn machine decides about the caller's speech."""
+
+    def __init__(self, context: CallContext, vad: VadSession, lease: Lease) -> None:
+        self._context = context
+        self._lease = lease
+        self._listener = Listener(vad, lease.session, self._gate())
+        self._turns: dict[int, CallerTurn] = {}
+        self._finals: dict[int, asyncio.Future[Final]] = {}
+        self.committed = 0
+        """Turns committed so far."""
+        self.apply_settings()
+
+    # ---------------------------------------------------------------- tasks
+
+    async def listen(self, inbound: Inbox[Pcm], on_edge: Callable[[bool, float], None]) -> None:
+        """Report speech edges (started?, call seconds) until the audio ends."""
+
+        def convert(edge: SpeechEdge) -> None:
+            if not self._context.settings.manual_turns:
+                on_edge(edge.started, self._call_seconds(edge.at))
+
+        await self._listener.run(inbound, convert)
+
+    async def read_transcripts(self, handle: Callable[[PartialHeard], None]) -> None:
+        """Deliver what the STT says. Raises CallEnded when it will say no more."""
+        async for result in self._lease.session.results():
+            turn = self._turns.get(result.utterance)
+            if turn is None:
+                continue  # discarded, or given up after its deadline
+            match result:
+                case Partial():
+                    self._take_partial(turn, result.text, handle)
+                case Final():
+                    self._context.metrics.stt_audio_seconds_total.inc(result.audio_seconds)
+                    final = self._finals.get(turn.utterance)
+                    if final is not None and not final.done():
+                        final.set_result(result)
+                case SttFailed():
+                    self._take_failure(turn, result)
+        raise CallEnded("engine_failed")
+
+    # -------------------------------------------------------------- actions
+
+    def apply_settings(self) -> None:
+        """Follow the call's settings."""
+        settings = self._context.settings
+        longest = settings.rules.max_utterance_seconds
+        self._listener.keep(longest if settings.manual_turns else None)
+        self._listener.set_gate(self._gate())
+
+    def open(self, utterance: int) -> None:
+        """The caller began to speak a moment ago."""
+        turns = self._context.ports.settings.turns
+        before = turns.prefix_seconds + turns.speech_start_seconds
+        self._turns[utterance] = self._new_turn(utterance)
+        start = self._listener.at - round(before * LISTEN_RATE_HZ)
+        self._listener.begin(utterance, start)
+
+    def announce(self, utterance: int) -> None:
+        """Tell the client that the caller speaks; once per turn."""
+        turn = self._turns.get(utterance)
+        if turn is not None and not turn.announced:
+            turn.announced = True
+            prefix = self._context.ports.settings.turns.prefix_seconds
+            at_ms = max(0, round((self._context.now() - prefix) * 1000))
+            self._context.emit(events.CallerSpeechStarted(turn.item_id, at_ms))
+
+    def mark_edge(self, utterance: int, started: bool, at: float) -> None:
+        """Remember when the caller stopped speaking, at ``at`` call seconds."""
+        turn = self._turns.get(utterance)
+        if turn is not None and turn.committed is None:
+            turn.speech_end = None if started else at
+
+    def discard(self, utterance: int) -> None:
+        """It was nothing."""
+        self._turns.pop(utterance, None)
+        self._listener.discard(utterance)
+
+    def hold(self) -> None:
+        """Manual turns: forget what was held; the turn to be committed begins now."""
+        self._listener.hold()
+
+    def check_commit(self, utterance: int) -> None:
+        """Raises BadRequest when a manual commit would commit nothing."""
+        turn = self._turns.get(utterance)
+        if self._context.settings.manual_turns:
+            if self._listener.held_seconds < _SHORTEST_MANUAL_SECONDS:
+                raise BadRequest(
+                    "the input audio buffer holds less than 100 ms of audio",
+                    code="input_audio_buffer_commit_empty",
+                )
+        elif turn is None or turn.committed is not None:
+            raise BadRequest("nobody is speaking", code="input_audio_buffer_commit_empty")
+
+    def commit(self, utterance: int, end: str) -> CallerTurn:
+        """The turn is over: make it an item of the conversation and have it transcribed."""
+        context = self._context
+        turn = self._turns.get(utterance)
+        if turn is None:  # manual turns: nobody opened it, the listener holds the audio
+            turn = self._turns[utterance] = self._new_turn(utterance)
+            self._listener.commit_held(utterance)
+        else:
+            self._listener.finish(utterance)
+        self.announce(utterance)
+        turn.committed = context.now()
+        turn.speech_end = turn.speech_end or turn.committed
+        self.committed += 1
+        context.metrics.turns_total.labels(end).inc()
+        turn.times["endpoint"] = max(0.0, turn.committed - turn.speech_end)
+        context.metrics.endpoint_wait_seconds.observe(turn.times["endpoint"])
+        context.emit(events.CallerSpeechStopped(turn.item_id, round(turn.speech_end * 1000)))
+        after = context.conversation.add(Item(turn.item_id, "user", True, None, "completed"))
+        context.emit(events.TurnCommitted(turn.item_id, after))
+        context.spawn(self._settle(turn, turn.committed), f"settle-{utterance}")
+        return turn
+
+    def unsettled(self) -> list[CallerTurn]:
+        """Committed turns whose text is still to come, oldest first."""
+        return [turn for turn in self._turns.values() if turn.committed is not None]
+
+    # ---------------------------------------------------------- transcripts
+
+    def _take_partial(
+        self, turn: CallerTurn, text: str, handle: Callable[[PartialHeard], None]
+    ) -> None:
+        turn.partial = text
+        if turn.announced and turn.committed is None:
+            self._context.emit(events.CallerPartial(turn.item_id, text))
+            handle(PartialHeard(text))
+
+    def _take_failure(self, turn: CallerTurn, failed: SttFailed) -> None:
+        error = failed.error if isinstance(failed.error, EngineError) else EngineCrashed()
+        self._context.count_failure("stt", error)
+        self._context.emit(events.EngineFailed("stt", error))
+        turn.failure = error
+        final = self._finals.get(turn.utterance)
+        if final is not None and not final.done():
+            final.set_exception(error)
+
+    async def _settle(self, turn: CallerTurn, committed: float) -> None:
+        """Wait for the transcript of a committed turn, whatever becomes of it."""
+        context = self._context
+        final: asyncio.Future[Final] = context.loop.create_future()
+        self._finals[turn.utterance] = final
+        if turn.failure is not None:
+            final.set_exception(turn.failure)
+        try:
+            async with asyncio.timeout(context.ports.settings.turns.final_deadline_seconds):
+                result = await final
+        except TimeoutError:
+            error: EngineError = EngineTimeout("the transcript took too long")
+            context.count_failure("stt", error)
+            self._fall_back(turn, error)
+        except EngineError as caught:
+            self._fall_back(turn, caught)
+        else:
+            turn.times["stt"] = context.now() - committed
+            context.metrics.stage_seconds.labels("stt").observe(turn.times["stt"])
+            self._conclude(turn, result.text.strip(), result.audio_seconds)
+        del self._finals[turn.utterance]
+        self._turns.pop(turn.utterance, None)
+        turn.settled.set()
+
+    def _fall_back(self, turn: CallerTurn, error: EngineError) -> None:
+        """Use the newest partial; say so when there is none."""
+        if turn.partial.strip():
+            self._conclude(turn, turn.partial.strip(), 0.0)
+        else:
+            self._context.set_item(turn.item_id, text="")
+            self._context.emit(events.CallerTranscriptFailed(turn.item_id, error))
+
+    def _conclude(self, turn: CallerTurn, text: str, audio_seconds: float) -> None:
+        turn.text = text
+        self._context.set_item(turn.item_id, text=text)
+        self._context.emit(events.CallerTranscript(turn.item_id, text, audio_seconds))
+
+    def _new_turn(self, utterance: int) -> CallerTurn:
+        return CallerTurn(utterance, f"item_{token_hex(10)}")
+
+    def _call_seconds(self, at: int) -> float:
+        """A place on the sample clock as call seconds: the newest sample is now."""
+        return self._context.now() - (self._listener.at - at) / LISTEN_RATE_HZ
+
+    def _gate(self) -> GateSettings:
+        turns = self._context.ports.settings.turns
+        return GateSettings(
+            speech_threshold=self._context.settings.speech_threshold,
+            start_seconds=turns.speech_start_seconds,
+            stop_seconds=turns.speech_stop_seconds,
+        )

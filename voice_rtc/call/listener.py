@@ -1,0 +1,96 @@
+"""The call's ear: inbound PCM to speech edges, and the open utterance's audio to the STT."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm
+from voice_rtc.core.vad import GateSettings, SpeechEdge, VadGate
+from voice_rtc.engines.base import SttSession, VadSession
+from voice_rtc.inbox import Inbox
+
+_RECENT_SECONDS = 3.0
+
+
+class Listener:
+    """One reader of a call's inbound audio.
+
+    Keeps the newest seconds, so that an utterance can begin before the moment at which the gate
+    was sure of it, and, in manual turns, so that a whole turn can be committed afterwards.
+    """
+
+    def __init__(self, vad: VadSession, stt: SttSession, gate: GateSettings) -> None:
+        self._vad = vad
+        self._stt = stt
+        self._gate = VadGate(gate)
+        self._recent: deque[Pcm] = deque()
+        self._keep_seconds = _RECENT_SECONDS
+        self._open: int | None = None
+        self._hold_from = 0
+        self.at = 0
+        """Sample clock: index after the newest sample received."""
+
+    def set_gate(self, gate: GateSettings) -> None:
+        """Use other thresholds; a speech in progress begins anew."""
+        self._gate = VadGate(gate)
+
+    def keep(self, seconds: float | None) -> None:
+        """Keep at least ``seconds`` of the newest audio; None for the default."""
+        self._keep_seconds = max(_RECENT_SECONDS, seconds or 0.0)
+        self._hold_from = self.at
+
+    async def run(self, inbound: Inbox[Pcm], on_edge: Callable[[SpeechEdge], None]) -> None:
+        """Listen until the inbox is closed."""
+        async for pcm in inbound:
+            self._remember(pcm)
+            if self._open is not None:
+                self._stt.feed(pcm)
+            for window in await self._vad.feed(pcm):
+                edge = self._gate.feed(window.at, window.samples, window.probability)
+                if edge is not None:
+                    on_edge(edge)
+
+    def begin(self, utterance: int, from_at: int) -> None:
+        """Open an utterance that starts at sample ``from_at``, as far as that is still kept."""
+        self._open = utterance
+        self._stt.begin(utterance)
+        for pcm in self._recent:
+            if pcm.end > from_at:
+                offset = max(0, from_at - pcm.at)
+                self._stt.feed(Pcm(pcm.samples[offset:], pcm.at + offset))
+
+    def finish(self, utterance: int) -> None:
+        """The utterance is complete: its Final is wanted."""
+        if self._open == utterance:
+            self._open = None
+        self._stt.finish(utterance)
+
+    def discard(self, utterance: int) -> None:
+        """Forget the utterance."""
+        if self._open == utterance:
+            self._open = None
+        self._stt.discard(utterance)
+
+    def hold(self) -> None:
+        """Manual turns: the turn to be committed begins now."""
+        self._hold_from = self.at
+
+    @property
+    def held_seconds(self) -> float:
+        """Manual turns: how much audio a commit would take."""
+        start = max(self._hold_from, self._recent[0].at if self._recent else self.at)
+        return (self.at - start) / LISTEN_RATE_HZ
+
+    def commit_held(self, utterance: int) -> None:
+        """Manual turns: send what was held as ``utterance`` and ask for its Final."""
+        self.begin(utterance, self._hold_from)
+        self.finish(utterance)
+        self._hold_from = self.at
+
+    def _remember(self, pcm: Pcm) -> None:
+        self._recent.append(pcm)
+        self.at = pcm.end
+        limit = round(self._keep_seconds * LISTEN_RATE_HZ)
+        while self._recent and self.at - self._recent[0].end >= limit:
+            self._recent.popleft()

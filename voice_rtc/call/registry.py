@@ -1,0 +1,165 @@
+"""All calls of this server (the original plan's SessionManager)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+
+from voice_rtc.call.call import Call
+from voice_rtc.call.context import CallPorts
+from voice_rtc.call.events import GoingAway
+from voice_rtc.call.state import CallState
+from voice_rtc.config import Settings
+from voice_rtc.engines.base import EngineSet
+from voice_rtc.errors import Draining, EnginesLoading, Overloaded, QueueFull, UnknownCall
+from voice_rtc.media.peer import PeerSettings
+from voice_rtc.metrics import Metrics
+from voice_rtc.pool.pool import SttPool
+
+log = structlog.get_logger("voice_rtc.calls")
+
+_CLOSING_SECONDS = 5.0
+
+
+class CallRegistry:
+    """Admits calls, owns their tasks, ends them. Use within `running`."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._ports: CallPorts | None = None
+        self._calls: dict[str, Call] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._draining = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[CallRegistry]:
+        """Calls live inside this block; leaving it ends those that are left."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
+                yield self
+            finally:
+                self._draining = True
+                for call in self._calls.values():
+                    call.end("server_shutdown")
+
+    def open(self, engines: EngineSet) -> SttPool:
+        """The engines are ready: calls can be admitted from now on."""
+        pool = SttPool(engines.stt, self._settings.pool.slots, self._metrics)
+        self._ports = CallPorts(self._settings, engines, pool, self._metrics)
+        return pool
+
+    @property
+    def slots(self) -> int:
+        """How many calls may run at the same time."""
+        if self._ports is None:
+            return 0
+        return min(self._settings.limits.max_calls, self._ports.pool.statistics().slots)
+
+    @property
+    def active(self) -> int:
+        """Calls from offer to end."""
+        return len(self._calls)
+
+    @property
+    def draining(self) -> bool:
+        """The server is shutting down."""
+        return self._draining
+
+    def create(self, channel_label: str, spare_events: frozenset[str]) -> Call:
+        """Admit a call. Raises AdmissionError. `start` or `abandon` must follow."""
+        ports = self._admit()
+        peer = PeerSettings(
+            self._settings.media, self._settings.limits, channel_label, spare_events
+        )
+        call = Call(ports, peer)
+        self._calls[call.id] = call
+        self._empty.clear()
+        self._metrics.calls_active.set(len(self._calls))
+        return call
+
+    def start(self, call: Call, client: Coroutine[Any, Any, None]) -> None:
+        """Let the call live; ``client`` is its adapter's loop."""
+        assert self._tasks is not None
+        self._tasks.create_task(self._live(call, client), name=call.id)
+
+    async def abandon(self, call: Call) -> None:
+        """A created call that cannot start."""
+        await call.peer.aclose()
+        self._forget(call)
+
+    def get(self, call_id: str) -> Call:
+        """Raises UnknownCall."""
+        try:
+            return self._calls[call_id]
+        except KeyError:
+            raise UnknownCall(f"no call has the id {call_id[:64]}") from None
+
+    def snapshot(self) -> list[CallState]:
+        """All calls, oldest first."""
+        return [call.state() for call in self._calls.values()]
+
+    async def drain(self, seconds: float) -> None:
+        """Admit no more, tell running calls, wait for them, then end what is left."""
+        self._draining = True
+        for call in self._calls.values():
+            call.announce(GoingAway("server_shutdown", seconds))
+        log.info("draining", calls=len(self._calls), seconds=seconds)
+        if await self._wait_empty(seconds):
+            return
+        for call in self._calls.values():
+            call.end("server_shutdown")
+        if not await self._wait_empty(_CLOSING_SECONDS):
+            log.warning("calls_left", calls=len(self._calls))
+
+    async def _wait_empty(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _admit(self) -> CallPorts:
+        if self._draining:
+            raise Draining
+        if self._ports is None:
+            raise EnginesLoading
+        if len(self._calls) >= self._settings.limits.max_calls:
+            raise Overloaded
+        if len(self._calls) >= self.slots:
+            raise QueueFull
+        return self._ports
+
+    async def _live(self, call: Call, client: Coroutine[Any, Any, None]) -> None:
+        reason = "internal_error"
+        try:
+            reason = await call.run(client)
+        finally:
+            self._forget(call)
+            state = call.state()
+            self._metrics.calls_total.labels(reason).inc()
+            self._metrics.call_duration_seconds.observe(state.age_seconds)
+            call.log.info(
+                "call",
+                reason=reason,
+                seconds=state.age_seconds,
+                turns=state.turns,
+                replies=state.replies,
+                frames_received=state.frames_received,
+                inbound_dropped=state.inbound_dropped,
+                underruns=state.underruns,
+            )
+
+    def _forget(self, call: Call) -> None:
+        self._calls.pop(call.id, None)
+        self._metrics.calls_active.set(len(self._calls))
+        if not self._calls:
+            self._empty.set()

@@ -1,0 +1,191 @@
+"""The agent's side of a call: replies started, cut and finished, and what they cost in time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from secrets import token_hex
+
+from voice_rtc.call import events
+from voice_rtc.call.context import CallContext, CallerTurn
+from voice_rtc.call.reply import Reply, TextSource, Voice, perform
+from voice_rtc.call.speaker import Speaker
+from voice_rtc.core.history import Item
+from voice_rtc.core.turns import ReplyAudible, ReplyDone
+from voice_rtc.engines.base import TextDelta
+from voice_rtc.errors import EngineError
+
+
+class Replies:
+    """Carries out what the turn machine decides about the agent's speech."""
+
+    def __init__(self, context: CallContext) -> None:
+        self._context = context
+        settings = context.ports.settings
+        self.speaker = Speaker(
+            self, settings.media.reply_buffer_seconds, context.now, context.metrics
+        )
+        self._replies: dict[int, Reply] = {}
+        self._answered: dict[int, CallerTurn] = {}
+        self.created = 0
+        """Replies begun so far."""
+
+    async def answer(self, instructions: str | None = None) -> AsyncGenerator[str, None]:
+        """The language model's answer to the conversation as it stands."""
+        context = self._context
+        messages = context.conversation.messages(instructions or context.settings.instructions)
+        stream = context.ports.engines.llm.stream(messages, context.settings.llm)
+        async with aclosing(stream) as answer:
+            async for event in answer:
+                if isinstance(event, TextDelta):
+                    yield event.text
+
+    # -------------------------------------------------------------- actions
+
+    def start(
+        self,
+        number: int,
+        source: TextSource,
+        waiting: list[CallerTurn],
+        answers: CallerTurn | None = None,
+    ) -> None:
+        """Begin reply ``number`` once the turns in ``waiting`` have their text.
+
+        ``answers`` is the turn that called for it: when that and all others turn out to be empty
+        there is nothing to answer.
+        """
+        reply = Reply(number, f"resp_{token_hex(10)}", f"item_{token_hex(10)}")
+        self._replies[number] = reply
+        if answers is not None:
+            self._answered[number] = answers
+        work = self._perform(reply, source, waiting, answers is not None)
+        reply.task = self._context.spawn(work, f"reply-{number}")
+
+    def interrupt(self, number: int, reason: str) -> None:
+        """Silence first, then cancel, then tell the truth."""
+        context = self._context
+        heard = self.speaker.cut(number, context.now() if reason == "barge_in" else None)
+        reply = self._replies.pop(number)
+        if reply.task is not None:
+            reply.task.cancel()
+        self._answered.pop(number, None)
+        if reason != "cancelled":
+            context.metrics.barge_ins_total.labels(reason).inc()
+        if not reply.created:
+            return
+        context.truncate_item(reply.item_id, heard.text, round(heard.seconds * 1000))
+        context.emit(events.ReplyInterrupted(reply.id, reply.item_id, heard, reply.audible, reason))
+        self._log(None, reply, cut=reason)
+
+    def mark_audible(self, number: int) -> None:
+        """The first sound of the reply went out."""
+        reply = self._replies.get(number)
+        if reply is not None:
+            reply.audible = True
+            self._context.emit(events.ReplyAudible(reply.id, reply.item_id))
+            self._measure(number)
+
+    def finish(self, number: int) -> None:
+        """The reply was played to its end, or there was nothing to answer."""
+        reply = self._replies.pop(number, None)
+        turn = self._answered.pop(number, None)
+        if reply is None or not reply.created:
+            return
+        heard_ms = round(self.speaker.heard(number).seconds * 1000)
+        self._context.set_item(
+            reply.item_id, text=reply.text, status="completed", heard_ms=heard_ms
+        )
+        self._context.emit(
+            events.ReplyFinished(reply.id, reply.item_id, reply.text, reply.audible, reply.error)
+        )
+        self._log(turn, reply)
+
+    # ------------------------------------------------------ the reply's task
+
+    async def _perform(
+        self, reply: Reply, source: TextSource, waiting: list[CallerTurn], needs_text: bool
+    ) -> None:
+        context = self._context
+        for turn in waiting:
+            await turn.settled.wait()
+        if needs_text and not any(turn.text for turn in waiting):
+            context.signal(ReplyDone(reply.number))
+            return
+        reply.created = True
+        self.created += 1
+        settings = context.settings
+        item = Item(reply.item_id, "assistant", settings.spoken, None, "in_progress")
+        after = context.conversation.add(item)
+        context.emit(events.ReplyCreated(reply.id, reply.item_id, after))
+        tts = context.ports.engines.tts if settings.spoken else None
+        await perform(reply, source, Voice(tts, settings.voice, self.speaker), self)
+
+    # Told by `perform`.
+
+    def reply_first_token(self, reply: Reply) -> None:
+        self._stage(reply.number, "llm_first_token")
+
+    def reply_first_audio(self, reply: Reply) -> None:
+        self._stage(reply.number, "tts_first_audio")
+
+    def reply_text(self, reply: Reply, delta: str) -> None:
+        if reply.number in self._replies:
+            self._context.emit(events.ReplyText(reply.id, reply.item_id, delta))
+
+    def reply_failed(self, reply: Reply, engine: str, error: EngineError) -> None:
+        self._context.count_failure(engine, error)
+        if reply.number in self._replies:
+            self._context.emit(events.EngineFailed(engine, error))
+
+    # Told by the speaker, from within the sender: dealt with in a task of the call.
+
+    def reply_audible(self, number: int) -> None:
+        self._context.signal(ReplyAudible(number))
+
+    def reply_played(self, number: int) -> None:
+        self._context.signal(ReplyDone(number))
+
+    # -------------------------------------------------------------- figures
+
+    def _stage(self, number: int, stage: str) -> None:
+        turn = self._answered.get(number)
+        if turn is None or turn.committed is None:
+            return
+        start = turn.committed + turn.times.get("stt", 0.0)
+        if stage == "tts_first_audio":
+            start += turn.times.get("llm_first_token", 0.0)
+        turn.times[stage] = max(0.0, self._context.now() - start)
+        self._context.metrics.stage_seconds.labels(stage).observe(turn.times[stage])
+
+    def _measure(self, number: int) -> None:
+        turn = self._answered.get(number)
+        if turn is None or turn.speech_end is None:
+            return
+        turn.times["response"] = self._context.now() - turn.speech_end
+        self._context.metrics.response_seconds.observe(turn.times["response"])
+
+        def ms(stage: str) -> float | None:
+            return round(turn.times[stage] * 1000, 1) if stage in turn.times else None
+
+        self._context.emit(
+            events.TurnMeasured(
+                turn.item_id,
+                endpoint_ms=ms("endpoint"),
+                stt_ms=ms("stt"),
+                llm_first_token_ms=ms("llm_first_token"),
+                tts_first_audio_ms=ms("tts_first_audio"),
+                response_ms=ms("response"),
+            )
+        )
+
+    def _log(self, turn: CallerTurn | None, reply: Reply, cut: str | None = None) -> None:
+        times = {f"{k}_seconds": round(v, 3) for k, v in (turn.times if turn else {}).items()}
+        self._context.log.info(
+            "turn",
+            reply=reply.number,
+            transcript=turn.text if turn else None,
+            text=reply.text,
+            cut=cut,
+            error=reply.error.code if reply.error else None,
+            **times,
+        )

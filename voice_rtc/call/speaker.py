@@ -1,0 +1,106 @@
+"""The call's mouth: `core.playout.Playout` where tasks write and the outbound track reads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from voice_rtc.core.audio import SEND_FRAME_SAMPLES, Samples
+from voice_rtc.core.playout import Heard, Playout
+from voice_rtc.metrics import Metrics
+
+
+class SpeakerListener(Protocol):
+    """Told, on the event loop, from within the sender: must only take note."""
+
+    def reply_audible(self, reply: int) -> None:
+        """The first sound of ``reply`` goes out with this frame."""
+        ...
+
+    def reply_played(self, reply: int) -> None:
+        """The last sound of ``reply`` went out."""
+        ...
+
+
+class Speaker:
+    """Implements ``media.outbound.FrameSource``. Writers wait in `room` when far ahead."""
+
+    def __init__(
+        self,
+        listener: SpeakerListener,
+        ahead_seconds: float,
+        clock: Callable[[], float],
+        metrics: Metrics,
+    ) -> None:
+        self._listener = listener
+        self._ahead_seconds = ahead_seconds
+        self._clock = clock
+        self._metrics = metrics
+        self._playout = Playout()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._confirmed_at: float | None = None
+
+    @property
+    def underruns(self) -> int:
+        """Times a reply ran dry before its end."""
+        return self._playout.underruns
+
+    def next_frame(self) -> Samples | None:
+        """The next 20 ms, int16 mono 48 kHz, or None for silence."""
+        before = self._playout.underruns
+        read = self._playout.read(SEND_FRAME_SAMPLES)
+        self._metrics.playout_underruns_total.inc(self._playout.underruns - before)
+        if read.reply is not None and read.became_audible:
+            self._listener.reply_audible(read.reply)
+        if read.reply is not None and read.finished:
+            self._listener.reply_played(read.reply)
+        self._update_room()
+        if self._confirmed_at is not None:
+            # The first frame after the cut: at most its fade can still be heard.
+            seconds = max(0.0, self._clock() - self._confirmed_at)
+            self._metrics.barge_in_silence_seconds.observe(seconds)
+            self._confirmed_at = None
+        return read.samples
+
+    def begin(self, reply: int) -> None:
+        """``reply`` has the mouth now; what an older one left is dropped."""
+        self._playout.begin(reply)
+        self._update_room()
+
+    def segment(self, reply: int, text: str) -> None:
+        """What is written from now on speaks ``text``."""
+        self._playout.segment(reply, text)
+
+    async def write(self, reply: int, samples: Samples) -> bool:
+        """Queue 48 kHz samples; waits while far ahead. False when ``reply`` was cut."""
+        await self._room.wait()
+        written = self._playout.write(reply, samples)
+        self._update_room()
+        return written
+
+    def finish(self, reply: int) -> None:
+        """Nothing more will be written for ``reply``."""
+        self._playout.finish(reply)
+
+    def cut(self, reply: int, confirmed_at: float | None) -> Heard:
+        """Silence now. ``confirmed_at`` (call clock) is when a barge-in was confirmed."""
+        heard = self._playout.clear(reply)
+        self._confirmed_at = confirmed_at
+        self._update_room()
+        return heard
+
+    def heard(self, reply: int) -> Heard:
+        """What the caller got of ``reply`` so far."""
+        return self._playout.heard(reply)
+
+    def duck(self, on: bool) -> None:
+        """Lower the reply while both speak."""
+        self._playout.duck(on)
+
+    def _update_room(self) -> None:
+        if self._playout.buffered_seconds < self._ahead_seconds:
+            self._room.set()
+        else:
+            self._room.clear()

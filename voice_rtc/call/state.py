@@ -1,0 +1,64 @@
+"""What a call is set to and how it stands (the original plan's SessionState)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from voice_rtc.config import Settings
+from voice_rtc.core.turns import TurnRules
+from voice_rtc.engines.base import LlmOptions, VoiceOptions
+
+
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """What a client may change while its call runs."""
+
+    instructions: str
+    """System prompt."""
+    rules: TurnRules
+    """When turns end and what interrupts."""
+    manual_turns: bool = False
+    """True: voice activity decides nothing, the client commits its turns (push-to-talk)."""
+    speech_threshold: float = 0.5
+    """VAD probability above which a window is speech."""
+    voice: VoiceOptions = field(default_factory=VoiceOptions)
+    llm: LlmOptions = field(default_factory=LlmOptions)
+    spoken: bool = True
+    """False: replies are text only."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> CallSettings:
+        """The server's defaults."""
+        turns = settings.turns
+        return cls(
+            instructions=settings.session.instructions,
+            rules=TurnRules(
+                min_pause_seconds=turns.min_pause_seconds,
+                max_pause_seconds=turns.max_pause_seconds,
+                barge_in_seconds=turns.barge_in_seconds,
+                max_utterance_seconds=turns.max_utterance_seconds,
+            ),
+            speech_threshold=turns.speech_threshold,
+        )
+
+    def with_pause(self, seconds: float) -> CallSettings:
+        """The same with a fixed pause before a turn ends."""
+        return replace(
+            self, rules=replace(self.rules, min_pause_seconds=seconds, max_pause_seconds=seconds)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CallState:
+    """A snapshot of one call for status pages and tests."""
+
+    id: str
+    age_seconds: float
+    connected: bool
+    floor: str
+    lease_id: int | None
+    turns: int
+    replies: int
+    frames_received: int
+    inbound_dropped: int
+    underruns: int

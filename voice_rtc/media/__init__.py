@@ -1,0 +1,1 @@
+"""The aiortc edge: peer connections, audio in, audio out, the data channel."""

@@ -1,0 +1,133 @@
+"""The data channel: JSON events in both directions, each bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from aiortc import RTCDataChannel
+from aiortc.exceptions import InvalidStateError
+
+from voice_rtc.config import LimitSettings
+from voice_rtc.core.buffers import BoundedBuffer, Policy
+from voice_rtc.inbox import Inbox
+from voice_rtc.metrics import Metrics
+
+_HIGH_WATER_BYTES = 262_144
+_LOW_WATER_BYTES = 65_536
+_MESSAGES_WAITING = 256
+
+Event = dict[str, Any]
+
+
+class Rejected(Exception):
+    """A message that cannot be taken; ``code`` and ``str(error)`` are for the client."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Channel:
+    """Events to the client wait here until the channel is open and the client reads them.
+
+    What does not fit drops the oldest event whose type is in ``spare`` (counted); other events
+    are never dropped. Messages from the client come out of `messages` as decoded objects or as
+    `Rejected`.
+    """
+
+    def __init__(self, limits: LimitSettings, metrics: Metrics, spare: frozenset[str]) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self._channel: RTCDataChannel | None = None
+        self._outbox: BoundedBuffer[Event] = BoundedBuffer(
+            limits.channel_events,
+            Policy.DROP_OLDEST,
+            keep=lambda event: event.get("type") not in spare,
+        )
+        self._inbox: Inbox[Event | Rejected] = Inbox(_MESSAGES_WAITING, Policy.REJECT_NEWEST)
+        self._opened = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+        self.last_message: float | None = None
+        """Loop time of the newest message; None before the first."""
+
+    def attach(self, channel: RTCDataChannel) -> None:
+        """Use ``channel``, which the client opened. Only the first is used, others are closed."""
+        if self._channel is not None:
+            channel.close()
+            return
+        self._channel = channel
+        channel.bufferedAmountLowThreshold = _LOW_WATER_BYTES
+        channel.on("message", self._on_message)
+        channel.on("bufferedamountlow", self._flush)
+        channel.on("close", self._inbox.close)
+        self._opened.set()
+        self._flush()
+
+    async def opened(self) -> None:
+        """Wait until the client opened the channel."""
+        await self._opened.wait()
+
+    def send(self, event: Event) -> None:
+        """Queue one event; it goes out at once when the client keeps up."""
+        dropped = self._outbox.put(event)
+        if dropped:
+            self._metrics.channel_events_dropped_total.inc(len(dropped))
+        self._flush()
+
+    async def messages(self) -> AsyncIterator[Event | Rejected]:
+        """Messages in order, until the channel closes; one reader."""
+        async for message in self._inbox:
+            yield message
+
+    async def flushed(self, seconds: float) -> bool:
+        """Wait, at most ``seconds``, until everything queued was handed to the transport."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._emptied.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End `messages`; the transport is closed with the peer connection."""
+        self._inbox.close()
+
+    def _flush(self) -> None:
+        channel = self._channel
+        while channel is not None and len(self._outbox):
+            if channel.readyState != "open" or channel.bufferedAmount > _HIGH_WATER_BYTES:
+                break
+            try:
+                channel.send(msgspec.json.encode(self._outbox.get()).decode())
+            except InvalidStateError:
+                break
+        if len(self._outbox):
+            self._emptied.clear()
+        else:
+            self._emptied.set()
+
+    def _on_message(self, data: str | bytes) -> None:
+        self.last_message = asyncio.get_running_loop().time()
+        try:
+            message: Event | Rejected = self._decode(data)
+        except Rejected as rejected:
+            self._metrics.channel_messages_rejected_total.labels(rejected.code).inc()
+            message = rejected
+        if not self._inbox.put(message):
+            self._metrics.channel_messages_rejected_total.labels("rate_limited").inc()
+
+    def _decode(self, data: str | bytes) -> Event:
+        limit = self._limits.channel_message_bytes
+        if len(data) > limit:
+            raise Rejected("message_too_large", f"messages may have at most {limit} bytes")
+        try:
+            message = msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise Rejected("invalid_json", "the message is not valid JSON") from None
+        if not isinstance(message, dict):
+            raise Rejected("invalid_event", "the message is not a JSON object")
+        return message

@@ -1,0 +1,1 @@
+"""STT slots and who holds them."""

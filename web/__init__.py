@@ -1,0 +1,1 @@
+"""The call page: plain HTML, CSS and ES modules."""

@@ -1,0 +1,190 @@
+/**
+ * One call: the peer connection, its signaling and the data channel (OpenAI Realtime over WebRTC).
+ */
+
+import { CallFailure, refusal } from "/static/errors.js";
+
+const CALLS_URL = "/v1/realtime/calls";
+const CHANNEL = "oai-events";
+const ANSWER_MS = 15_000;
+const CONNECT_MS = 20_000;
+/** ICE recovers by itself from short gaps; past this a gap is a loss. */
+const GAP_MS = 8_000;
+
+/**
+ * @typedef {object} Listeners
+ * @property {(event: any) => void} onEvent a server event came
+ * @property {(stream: MediaStream) => void} onRemoteStream the agent's sound is there
+ * @property {(interrupted: boolean) => void} onInterruption the network is gone or back
+ * @property {(failure: CallFailure) => void} onLost the call is over and nobody hung up
+ */
+
+/** A connected call. Made by `Call.place`, then `watch`; over after `hangUp` or `onLost`. */
+export class Call {
+  /** @type {string} */
+  id = "";
+  #peer = new RTCPeerConnection();
+  #channel = this.#peer.createDataChannel(CHANNEL);
+  /** @type {RTCRtpSender} */
+  #sender;
+  /** @type {Listeners} */
+  #listeners;
+  #over = false;
+  /** The sentence is already on the page: `voice_rtc.call.ended` came. */
+  #explained = false;
+  #gapTimer = 0;
+
+  /** @param {MediaStreamTrack} track @param {Listeners} listeners */
+  constructor(track, listeners) {
+    this.#listeners = listeners;
+    this.#sender = this.#peer.addTrack(track, new MediaStream([track]));
+    this.#peer.ontrack = ({ track: remote, streams }) => {
+      listeners.onRemoteStream(streams[0] ?? new MediaStream([remote]));
+    };
+    this.#channel.onmessage = ({ data }) => this.#receive(data);
+  }
+
+  /**
+   * Offer, answer, connect. Resolves when the data channel is open.
+   * @param {MediaStreamTrack} track the caller's sound; silence in a text call
+   * @param {Listeners} listeners
+   * @param {AbortSignal} signal aborted when the caller hangs up before the call stands
+   * @returns {Promise<Call>}
+   * @throws {CallFailure} or an AbortError
+   */
+  static async place(track, listeners, signal) {
+    const call = new Call(track, listeners);
+    try {
+      await call.#connect(signal);
+      return call;
+    } catch (error) {
+      call.hangUp();
+      throw error;
+    }
+  }
+
+  /** @param {AbortSignal} signal */
+  async #connect(signal) {
+    await this.#peer.setLocalDescription();
+    // No waiting for candidates: the server learns this side's address from its connectivity checks.
+    const answer = await this.#exchange(this.#peer.localDescription?.sdp ?? "", signal);
+    signal.throwIfAborted();
+    await this.#peer.setRemoteDescription({ type: "answer", sdp: answer });
+    await this.#opened(signal);
+  }
+
+  /** From now on tell of interruptions and loss; the owner calls this once, after `place`. */
+  watch() {
+    this.#peer.onconnectionstatechange = () => this.#watchConnection();
+    this.#channel.onclose = () => this.#lost("connection_lost");
+    if (this.#channel.readyState !== "open") this.#lost("connection_lost");
+    else if (this.#peer.connectionState !== "connected") this.#watchConnection();
+  }
+
+  /** @param {string} offer @param {AbortSignal} signal @returns {Promise<string>} */
+  async #exchange(offer, signal) {
+    const deadline = AbortSignal.timeout(ANSWER_MS);
+    let response;
+    try {
+      response = await fetch(CALLS_URL, {
+        method: "POST",
+        headers: { "Content-Type": "application/sdp" },
+        body: offer,
+        signal: AbortSignal.any([signal, deadline]),
+      });
+    } catch (error) {
+      signal.throwIfAborted();
+      throw new CallFailure("server_unreachable", { message: String(error) });
+    }
+    if (response.status !== 201) throw await refusal(response);
+    this.id = response.headers.get("Location")?.split("/").pop() ?? "";
+    return response.text();
+  }
+
+  /** @param {AbortSignal} signal @returns {Promise<void>} */
+  #opened(signal) {
+    return new Promise((resolve, reject) => {
+      const failed = () => reject(new CallFailure("no_media_connection"));
+      const timer = setTimeout(failed, CONNECT_MS);
+      this.#channel.onopen = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+      this.#peer.onconnectionstatechange = () => {
+        if (this.#peer.connectionState === "failed") failed();
+      };
+      signal.addEventListener("abort", () => reject(signal.reason));
+    });
+  }
+
+  /** @param {string} data */
+  #receive(data) {
+    const event = JSON.parse(data);
+    if (event.type === "voice_rtc.call.ended") this.#explained = true;
+    this.#listeners.onEvent(event);
+  }
+
+  #watchConnection() {
+    const state = this.#peer.connectionState;
+    if (state === "failed" || state === "closed") this.#lost("connection_lost");
+    if (this.#over) return;
+    clearTimeout(this.#gapTimer);
+    if (state === "disconnected") {
+      this.#gapTimer = setTimeout(() => this.#lost("connection_lost"), GAP_MS);
+    }
+    this.#listeners.onInterruption(state === "disconnected");
+  }
+
+  /** @param {string} code */
+  #lost(code) {
+    if (this.#over || this.#explained) return;
+    this.hangUp();
+    this.#listeners.onLost(new CallFailure(code));
+  }
+
+  /**
+   * Send client events, in order. False when the channel is not open.
+   * @param {...object} events
+   */
+  send(...events) {
+    if (this.#channel.readyState !== "open") return false;
+    for (const event of events) this.#channel.send(JSON.stringify(event));
+    return true;
+  }
+
+  /** Speak with another microphone from now on. @param {MediaStreamTrack} track */
+  async replaceTrack(track) {
+    await this.#sender.replaceTrack(track);
+  }
+
+  /** Round-trip time of the media path in milliseconds, or null while unknown. */
+  async roundTripMs() {
+    for (const report of (await this.#peer.getStats()).values()) {
+      if (report.type === "candidate-pair" && report.nominated && report.currentRoundTripTime != null) {
+        return Math.round(report.currentRoundTripTime * 1000);
+      }
+    }
+    return null;
+  }
+
+  /** End the call on both sides. Safe to call twice, and while the page goes away. */
+  hangUp() {
+    if (this.#over) return;
+    this.#over = true;
+    clearTimeout(this.#gapTimer);
+    this.#peer.onconnectionstatechange = null;
+    this.#channel.onclose = null;
+    this.#channel.onmessage = null;
+    if (this.id) void this.#tellServer();
+    this.#peer.close();
+  }
+
+  async #tellServer() {
+    try {
+      await fetch(`${CALLS_URL}/${encodeURIComponent(this.id)}`, { method: "DELETE", keepalive: true });
+    } catch (error) {
+      // The call is over here either way, and the server sees the peer connection close.
+      console.warn("the server could not be told that the call is over:", error);
+    }
+  }
+}
