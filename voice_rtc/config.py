@@ -22,6 +22,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from pydantic_settings.sources.utils import parse_env_vars
 
 from voice_rtc.errors import ConfigError
 
@@ -341,7 +342,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
     class Source(EnvSettingsSource):
         def _load_env_vars(self) -> Mapping[str, str | None]:
-            return {k.lower(): v for k, v in environ.items()}
+            return parse_env_vars(environ, parse_none_str=self.env_parse_none_str)
 
     try:
         return Source(Settings)()
@@ -396,9 +397,14 @@ def _explain(error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown setting {name}{_suggest(name, field_names())}")
         else:
-            given = "" if "key" in name else f" (got {problem.get('input')!r})"
-            lines.append(f"{name}: {problem['msg']}{given}")
+            lines.append(f"{name}: {problem['msg']}{_given(name, problem.get('input'))}")
     return "; ".join(lines)
+
+
+def _given(name: str, value: object) -> str:
+    """What was given for the setting, unless it is a secret or may hold one."""
+    shown = name in field_names() and isinstance(value, str | int | float)
+    return f" (got {value!r})" if shown and "key" not in name else ""
 
 
 def _suggest(name: str, known: list[str]) -> str:

@@ -28,6 +28,7 @@ export class Activity {
 
 /** @type {Record<string, object | ((event: any) => object)>} */
 const CHANGES = {
+  __proto__: null, // a type from the wire must not find what every object has
   "input_audio_buffer.speech_started": { callerSpeaking: true },
   "input_audio_buffer.speech_stopped": { callerSpeaking: false },
   "input_audio_buffer.committed": { callerSpeaking: false, thinking: true },

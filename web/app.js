@@ -437,6 +437,7 @@ class CallPage {
     this.#view.showStatus({
       status: this.status,
       words: this.#words(),
+      connection: this.#connectionWords(),
       hint: this.#hint(),
       button: BUTTON_WORDS[this.status] ?? "Call",
     });
@@ -460,6 +461,11 @@ class CallPage {
     return this.#talk.enabled ? "Hold to talk" : FLOOR_WORDS.listening;
   }
 
+  #connectionWords() {
+    if (this.status !== "live") return STATUS_WORDS[this.status];
+    return this.muted ? "Connected, you are muted" : "Connected";
+  }
+
   #hint() {
     if (this.status === "connecting") return "Allow the microphone if the browser asks.";
     if (this.status === "interrupted") return "Trying to get it back; no need to do anything.";
@@ -474,7 +480,11 @@ class CallPage {
 
   #bind() {
     const on = (id, type, act) => document.getElementById(id)?.addEventListener(type, act);
-    on("call", "click", () => (this.#attempt ? this.#hangUp() : void this.#place(false)));
+    on("call", "click", (event) => {
+      if (event.detail > 1) return; // a double click must not call and hang up
+      if (this.#attempt) this.#hangUp();
+      else void this.#place(false);
+    });
     on("notice-call", "click", () => void this.#place(false));
     on("notice-text-call", "click", () => void this.#place(true));
     on("notice-sound", "click", () => void this.#unblockSound());

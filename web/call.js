@@ -30,7 +30,7 @@ export class Call {
   /** @type {Listeners} */
   #listeners;
   #over = false;
-  /** The sentence is already on the page: `voice_rtc.call.ended` came. */
+  /** `voice_rtc.call.ended` came: the page knows why, and the server need not be told. */
   #explained = false;
   #gapTimer = 0;
 
@@ -175,7 +175,7 @@ export class Call {
     this.#peer.onconnectionstatechange = null;
     this.#channel.onclose = null;
     this.#channel.onmessage = null;
-    if (this.id) void this.#tellServer();
+    if (this.id && !this.#explained) void this.#tellServer();
     this.#peer.close();
   }
 

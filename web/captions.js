@@ -91,6 +91,7 @@ export class Captions {
 
 /** @type {Record<string, (captions: Captions, event: any) => void>} */
 const TAKE = {
+  __proto__: null, // a type from the wire must not find what every object has
   "input_audio_buffer.speech_started": (captions, event) => {
     captions.settle("caller", event.item_id);
     captions.turn(event.item_id, "caller").phase = "speaking";

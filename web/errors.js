@@ -28,6 +28,7 @@ export class CallFailure extends Error {
 
 /** @type {Record<string, {title: string, text: string, remedy?: Remedy, retry?: boolean}>} */
 const NOTICES = {
+  __proto__: null, // a code from the wire must not find what every object has
   // before the call: this browser and its microphone
   insecure_page: {
     title: "The microphone needs a secure page",
@@ -158,6 +159,7 @@ const NOTICES = {
 
 /** Words that servers use for the same thing. */
 const SAME_AS = {
+  __proto__: null,
   bad_request: "bad_offer",
   no_audio_track: "bad_offer",
   queue_timeout: "pool_full",

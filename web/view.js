@@ -60,10 +60,14 @@ export class View {
   /** Turns that were already announced to a screen reader. @type {Set<string>} */
   #announced = new Set();
 
-  /** @param {{status: string, words: string, hint: string, button: string}} model */
-  showStatus({ status, words, hint, button }) {
+  /**
+   * `connection` is read aloud by screen readers; who has the floor changes too often for that.
+   * @param {{status: string, words: string, connection: string, hint: string, button: string}} model
+   */
+  showStatus({ status, words, connection, hint, button }) {
     element("page").dataset.status = status;
     setText(element("status"), words);
+    setText(element("connection"), connection);
     setText(element("hint"), hint);
     setText(element("call-label"), button);
   }
@@ -109,6 +113,8 @@ export class View {
 
   /** @param {import("/static/errors.js").Notice | null} notice */
   showNotice(notice) {
+    // The button in focus goes away with its notice: the keyboard goes on at the call button.
+    if (!notice && element("notice").contains(document.activeElement)) element("call").focus();
     element("notice").hidden = !notice;
     setText(element("notice-title"), notice?.title ?? "");
     setText(element("notice-text"), notice?.text ?? "");

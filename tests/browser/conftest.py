@@ -80,7 +80,7 @@ class OpenChromium(Protocol):
     ) -> Awaitable[ChromiumPage]:
         """Start Chromium with a blank page.
 
-        ``fake_wav`` (48 kHz mono 16 bit) is what the microphone hears, again and again unless
+        ``fake_wav`` (an absolute path; 48 kHz mono 16 bit) is what the microphone hears, again and again unless
         ``loop_wav`` is false; without it Chromium's own beeps. ``init_script`` runs in the page
         before its own scripts.
         """
@@ -109,7 +109,7 @@ async def chromium_page() -> AsyncIterator[OpenChromium]:
         flags = list(FLAGS)
         if fake_wav is not None:
             suffix = "" if loop_wav else "%noloop"
-            flags.append(f"--use-file-for-fake-audio-capture={fake_wav.resolve()}{suffix}")
+            flags.append(f"--use-file-for-fake-audio-capture={fake_wav}{suffix}")
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         browsers.append(browser)
         context = await browser.new_context(
@@ -121,13 +121,14 @@ async def chromium_page() -> AsyncIterator[OpenChromium]:
             await context.add_init_script(init_script)
         return _watched(await context.new_page())
 
+    yield open_page
+    # Looked up now: what outlives its parent is nobody's child any more.
+    started = _chromium_processes() - before
     async with AsyncExitStack() as stack:
         stack.push_async_callback(playwright.stop)
-        yield open_page
         for browser in browsers:
-            await browser.close()
-    left = _chromium_processes() - before
-    _, alive = psutil.wait_procs(list(left), timeout=5)
+            stack.push_async_callback(browser.close)
+    _, alive = psutil.wait_procs(list(started), timeout=5)
     assert not alive, f"Chromium processes are left: {alive}"
 
 

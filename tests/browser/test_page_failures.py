@@ -128,6 +128,7 @@ async def test_unplugged_microphone(chromium_page: OpenChromium, page_server: Pa
     assert await opened.state("status") == "live"
     await opened.press("Dismiss")
     assert await opened.page.get_by_role("alert").count() == 0
+    assert await opened.page.evaluate("document.activeElement.id") == "call"
 
 
 async def test_page_without_https(chromium_page: OpenChromium, page_server: PageServer) -> None:
@@ -170,6 +171,7 @@ async def test_calls_ended_by_the_server(
         call.end(reason)
         await opened.until(f"voiceRtc.lastError?.code === '{reason}'")
         await call.vanish()
+        assert not call.hung_up  # the call was over: nothing to tell the server
         text = await notice(opened)
         assert sentence in text
         assert "Call again" in text
@@ -212,6 +214,7 @@ async def test_gap_in_the_connection(chromium_page: OpenChromium, page_server: P
     call = await page_server.next_call()
     await opened.page.evaluate("force('disconnected')")
     assert await opened.state("status") == "interrupted"
+    assert "interrupted" in await opened.page.locator("#status").inner_text()
     assert "interrupted" in await opened.page.get_by_role("status").inner_text()
     await opened.page.evaluate("force('connected')")
     assert await opened.state("status") == "live"

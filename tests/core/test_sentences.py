@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,7 @@ def test_the_first_piece_may_be_a_clause_the_others_are_sentences():
 
 
 def test_a_first_clause_is_not_too_short():
-    assert split("Well, yes, of course it is.")[0] == "Well, yes, of course it is."[:27]
+    assert split("Well, yes, of course it is.")[0] == "Well, yes, of course it is."
     assert split("Well, yes, of course it is.", first_clause_min_characters=4)[0] == "Well,"
 
 
@@ -131,7 +133,7 @@ PARTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", range(400))
 def test_pieces_keep_the_text_and_do_not_depend_on_the_deltas(seed):
     random = np.random.default_rng(seed)
     text = "".join(
@@ -141,19 +143,14 @@ def test_pieces_keep_the_text_and_do_not_depend_on_the_deltas(seed):
     whole = split(text, delta=len(text) or 1, maximum_characters=80)
     assert "".join("".join(whole).split()) == "".join(text.split())
     assert all(piece == piece.strip() != "" for piece in whole)
-    words = set(text.split())
-    assert {w for piece in whole for w in piece.split()} <= words | set(
-        part for word in words for part in _parts(word)
-    )
+    assert _runs(" ".join(whole)) == _runs(text)
     for delta in (1, 2, 5, 17):
         assert split(text, delta=delta, maximum_characters=80) == whole
 
 
-def _parts(word: str) -> list[str]:
-    """What a run without white space may be split into: only at wide marks and dashes."""
-    cuts = [i + 1 for i, c in enumerate(word) if c in "。！？，、—" or i + 1 < len(word)]
-    wide = any(c in "。！？，、—" for c in word)
-    return [word[a:b] for a in [0, *cuts] for b in [*cuts, len(word)]] if wide else []
+def _runs(text: str) -> list[str]:
+    """What must stay whole: runs of letters and digits with the marks inside them, as in 3.5."""
+    return re.findall(r"[a-zA-Z0-9]+(?:[.,:/]+[a-zA-Z0-9]+)*", text)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def test_a_child_process_left_is_found():
 def test_the_fixtures_are_wired(pytester):
     """A suite with this project's conftest fails the test that leaks, and only that."""
     pytester.makeconftest("from tests.conftest import *  # noqa: F403\n")
-    pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
+    pytester.makeini(
+        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
+    )
     pytester.makepyfile(
         """
         import asyncio, pytest

@@ -105,7 +105,7 @@ class SentenceSplitter:
 
     def _early_cut(self) -> int | None:
         """After six words of a first clause that turns out to be long."""
-        if not self._first or not self._is_long_first_clause(len(self._text)):
+        if not self._is_long_first_clause(self._maximum):
             return None
         for count, match in enumerate(_WORD_END.finditer(self._text), start=1):
             if count >= _FIRST_CLAUSE_WORDS and match.end() >= self._first_minimum:

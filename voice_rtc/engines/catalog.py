@@ -1,0 +1,290 @@
+"""Which engines a server runs: chosen by settings, or the best that is really there.
+
+An engine that was asked for by name must start, or the server does not. ``auto`` falls back and
+says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import structlog
+
+from voice_rtc.config import LlmSettings, Settings, SttSettings, TtsSettings
+from voice_rtc.engines.base import (
+    Engine,
+    EngineKind,
+    EngineSet,
+    LlmEngine,
+    SttEngine,
+    TtsEngine,
+    VadEngine,
+)
+from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
+from voice_rtc.engines.llm.eliza import ElizaLlm
+from voice_rtc.engines.llm.openai import OpenAiLlm, OpenAiSettings
+from voice_rtc.engines.stt.pocketsphinx import PocketsphinxStt
+from voice_rtc.engines.stt.whisper import DEFAULT_MODEL, WhisperSettings, WhisperStt
+from voice_rtc.engines.tts.espeak import EspeakTts
+from voice_rtc.engines.tts.kokoro import KokoroTts
+from voice_rtc.engines.vad.silero import SileroVad
+from voice_rtc.engines.vad.webrtc import WebRtcVad
+from voice_rtc.errors import EngineError, EngineTimeout
+
+_log = structlog.get_logger("voice_rtc.engines")
+
+_QUICK_SECONDS = 60.0
+"""Deadline for engines that neither download nor load much."""
+
+E = TypeVar("E", bound=Engine)
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate(Generic[E]):
+    """An engine that could be started, and why one would."""
+
+    make: Callable[[str], E]
+    """Gets the reason that `EngineInfo` will show."""
+    reason: str
+    deadline_seconds: float = _QUICK_SECONDS
+
+
+async def load_engines(settings: Settings, report: Report) -> EngineSet:
+    """Start the engines that ``settings`` ask for; ``report`` gets a line for each step.
+
+    Raises:
+        EngineError: an engine asked for by name, or the last resort of ``auto``, did not start.
+            Everything started before is closed again.
+    """
+    notes: list[str] = []
+    async with AsyncExitStack() as started:
+        loader = _Loader(started, report, notes)
+        vad = await loader.first("vad", vad_candidates(settings))
+        stt = await loader.first("stt", stt_candidates(settings))
+        llm = await loader.first("llm", llm_candidates(settings))
+        tts = await loader.first("tts", tts_candidates(settings))
+        started.pop_all()
+    return EngineSet(vad, stt, llm, tts, tuple(notes))
+
+
+async def close_engines(engines: EngineSet) -> None:
+    """Close all four; one that fails does not keep the others open."""
+    async with AsyncExitStack() as stack:
+        for engine in (engines.vad, engines.stt, engines.llm, engines.tts):
+            stack.push_async_callback(engine.aclose)
+
+
+class _Loader:
+    """Starts candidates and remembers what to close."""
+
+    def __init__(self, started: AsyncExitStack, report: Report, notes: list[str]) -> None:
+        self._started = started
+        self._report = report
+        self._notes = notes
+
+    async def first(self, kind: EngineKind, candidates: Sequence[Candidate[E]]) -> E:
+        """The first candidate that starts; the last one must. Raises EngineError."""
+        *better, last = candidates
+        for candidate in better:
+            try:
+                return await self._start(kind, candidate)
+            except EngineError as error:
+                self._fell_back(kind, error)
+        return await self._start(kind, last)
+
+    async def _start(self, kind: EngineKind, candidate: Candidate[E]) -> E:
+        engine = candidate.make(candidate.reason)
+        name = engine.info.name
+        self._report(f"{kind}: loading {name}")
+        try:
+            async with _closed_on_failure(engine):
+                await _start_in_time(engine, candidate.deadline_seconds)
+        except EngineError as error:
+            _log.warning("engine_start_failed", kind=kind, engine=name, error=str(error))
+            raise
+        self._started.push_async_callback(engine.aclose)
+        info = engine.info
+        _log.info("engine_started", kind=kind, engine=name, model=info.model, reason=info.reason)
+        self._report(f"{kind}: {name} is ready")
+        return engine
+
+    def _fell_back(self, kind: EngineKind, error: EngineError) -> None:
+        self._notes.append(str(error))
+        self._report(f"{kind}: {error}")
+
+
+async def _start_in_time(engine: Engine, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await engine.start()
+    except TimeoutError as error:
+        raise EngineTimeout(f"{engine.info.name} did not load within {seconds:g} s") from error
+
+
+@asynccontextmanager
+async def _closed_on_failure(engine: Engine) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.aclose)
+        yield
+        stack.pop_all()
+
+
+# ------------------------------------------------------------------------------- who is eligible
+
+
+def vad_candidates(settings: Settings) -> list[Candidate[VadEngine]]:
+    """VAD engines in order of preference."""
+    gate = settings.vad.gate_aggressiveness
+    match _wanted(settings, settings.vad.engine):
+        case "silero":
+            return [Candidate(lambda reason: SileroVad(gate, reason=reason), _BY_NAME)]
+        case "webrtc":
+            return [Candidate(lambda reason: WebRtcVad(reason=reason), _BY_NAME)]
+        case "threshold" | "fake":
+            return [Candidate(lambda reason: ThresholdVad(reason=reason), _FAKE)]
+        case _:
+            return [
+                Candidate(
+                    lambda reason: SileroVad(gate, reason=reason),
+                    "Silero is the best voice detection that needs no download.",
+                ),
+                Candidate(
+                    lambda reason: WebRtcVad(reason=reason), "Silero VAD could not be loaded."
+                ),
+            ]
+
+
+def stt_candidates(settings: Settings) -> list[Candidate[SttEngine]]:
+    """STT engines in order of preference."""
+    stt = settings.stt
+
+    def whisper(why: str) -> Candidate[SttEngine]:
+        return Candidate(
+            lambda reason: WhisperStt(_whisper_settings(stt), reason=reason),
+            why,
+            stt.load_deadline_seconds,
+        )
+
+    def pocketsphinx(why: str) -> Candidate[SttEngine]:
+        return Candidate(lambda reason: _pocketsphinx(stt, reason), why)
+
+    match _wanted(settings, stt.engine):
+        case "faster-whisper":
+            return [whisper(_BY_NAME)]
+        case "pocketsphinx":
+            return [pocketsphinx(_BY_NAME)]
+        case "scripted" | "fake":
+            return [Candidate(lambda reason: ScriptedStt(reason=reason), _FAKE)]
+        case "embedded":
+            return [pocketsphinx(_EMBEDDED)]
+        case _ if stt.grammar:
+            return [pocketsphinx("A grammar is set, which only pocketsphinx can follow.")]
+        case _:
+            return [
+                whisper("Whisper is the best speech recognition here: its weights are available."),
+                pocketsphinx("Whisper is not available; pocketsphinx needs no download."),
+            ]
+
+
+def llm_candidates(settings: Settings) -> list[Candidate[LlmEngine]]:
+    """LLM engines in order of preference."""
+    llm = settings.llm
+
+    def openai(why: str) -> Candidate[LlmEngine]:
+        return Candidate(lambda reason: OpenAiLlm(_openai_settings(llm), reason=reason), why)
+
+    def eliza(why: str) -> Candidate[LlmEngine]:
+        return Candidate(lambda reason: ElizaLlm(reason=reason), why)
+
+    match _wanted(settings, llm.engine):
+        case "openai":
+            return [openai(_BY_NAME)]
+        case "eliza":
+            return [eliza(_BY_NAME)]
+        case "echo" | "fake":
+            return [Candidate(lambda reason: EchoLlm(reason=reason), _FAKE)]
+        case "embedded":
+            return [eliza(_EMBEDDED)]
+        case _ if llm.base_url or llm.api_key.get_secret_value():
+            return [openai("A base URL or an API key is set.")]
+        case _:
+            return [eliza("Neither llm.base_url nor an API key is set.")]
+
+
+def tts_candidates(settings: Settings) -> list[Candidate[TtsEngine]]:
+    """TTS engines in order of preference."""
+    tts = settings.tts
+
+    def kokoro(why: str) -> Candidate[TtsEngine]:
+        return Candidate(lambda reason: _kokoro(tts, reason), why, tts.load_deadline_seconds)
+
+    def espeak(why: str) -> Candidate[TtsEngine]:
+        return Candidate(lambda reason: EspeakTts(tts.voice, tts.speed, reason=reason), why)
+
+    match _wanted(settings, tts.engine):
+        case "kokoro":
+            return [kokoro(_BY_NAME)]
+        case "espeak-ng":
+            return [espeak(_BY_NAME)]
+        case "tone" | "fake":
+            return [Candidate(lambda reason: ToneTts(reason=reason), _FAKE)]
+        case "embedded":
+            return [espeak(_EMBEDDED)]
+        case _:
+            return [
+                kokoro("Kokoro is the best voice here: it is installed and its weights are there."),
+                espeak("Kokoro is not available; espeak-ng needs no download."),
+            ]
+
+
+_BY_NAME = "The settings name it."
+_FAKE = "Scripted engines were asked for."
+_EMBEDDED = "Only engines without download and network were asked for."
+
+
+def _wanted(settings: Settings, own: str) -> str:
+    """The engine's own setting; where that is ``auto``, the setting for all engines."""
+    return settings.engines if own == "auto" else own
+
+
+def _whisper_settings(stt: SttSettings) -> WhisperSettings:
+    return WhisperSettings(
+        model=stt.model or DEFAULT_MODEL,
+        device=stt.device,
+        compute_type=stt.compute_type,
+        language=stt.language,
+        partial_seconds=stt.partial_seconds,
+        download=stt.download,
+    )
+
+
+def _pocketsphinx(stt: SttSettings, reason: str) -> PocketsphinxStt:
+    return PocketsphinxStt(
+        grammar=stt.grammar,
+        workers=stt.workers,
+        partial_seconds=stt.partial_seconds,
+        reason=reason,
+    )
+
+
+def _kokoro(tts: TtsSettings, reason: str) -> KokoroTts:
+    return KokoroTts(tts.model, tts.voice, tts.speed, download=tts.download, reason=reason)
+
+
+def _openai_settings(llm: LlmSettings) -> OpenAiSettings:
+    return OpenAiSettings(
+        model=llm.model,
+        base_url=llm.base_url,
+        api_key=llm.api_key.get_secret_value(),
+        temperature=llm.temperature,
+        max_tokens=llm.max_tokens,
+        connect_seconds=llm.connect_seconds,
+        first_token_seconds=llm.first_token_seconds,
+        gap_seconds=llm.gap_seconds,
+        headers=llm.headers,
+    )
