@@ -69,16 +69,11 @@ async def metrics(request: web.Request) -> web.Response:
     )
 
 
-@routes.options("/{path:.*}")
-async def preflight(_request: web.Request) -> web.Response:
-    """CORS preflight; the headers come from the middleware."""
-    return web.Response(status=204)
-
-
 @web.middleware
 async def cors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let pages of the configured origins use the API."""
-    response = await handler(request)
+    """Let pages of the configured origins use the API; answers every preflight."""
+    preflight = request.method == "OPTIONS"
+    response = web.Response(status=204) if preflight else await handler(request)
     allowed = request.app[SETTINGS].server.cors_origins
     origin = request.headers.get("Origin")
     if origin and request.path.startswith(_API) and ("*" in allowed or origin in allowed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ class ServerState:
     detail: str = "The speech engines are loading."
     progress: list[str] = field(default_factory=list)
     engines: EngineSet | None = None
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when loading is over, well or not."""
 
     def report(self, line: str) -> None:
         """Note one line of progress; the newest are kept."""
@@ -34,11 +37,13 @@ class ServerState:
         self.engines = engines
         self.status = "ready"
         self.detail = "Ready for calls."
+        self.settled.set()
 
     def failed(self, detail: str) -> None:
         """The engines cannot be loaded; ``detail`` says what to do."""
         self.status = "failed"
         self.detail = detail
+        self.settled.set()
 
     def render(self, registry: CallRegistry) -> dict[str, Any]:
         """The body of /readyz."""

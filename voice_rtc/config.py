@@ -46,8 +46,8 @@ class ServerSettings(Section):
     port: int = Field(8080, ge=0, le=65_535)
     """TCP port; 0 takes a free one."""
     tls_certificate: Path | None = None
-    """PEM file; with ``tls_key`` the server speaks HTTPS. Browsers demand it for microphones, except
-    on localhost."""
+    """PEM file; with ``tls_key`` the server speaks HTTPS. Browsers demand it for microphones,
+    except on localhost."""
     tls_key: Path | None = None
     """PEM file of the certificate's private key."""
     cors_origins: tuple[str, ...] = ("*",)
@@ -155,7 +155,8 @@ class SttSettings(Section):
     """Speech to text."""
 
     engine: Literal["auto", "faster-whisper", "pocketsphinx", "scripted"] = "auto"
-    """``auto`` takes faster-whisper if its weights are there or can be fetched, else pocketsphinx."""
+    """``auto`` takes faster-whisper if its weights are there or can be fetched, else
+    pocketsphinx."""
     model: str = ""
     """faster-whisper: model name or local directory; empty takes ``base``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]  # has no stubs of its own
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
 
@@ -80,9 +80,9 @@ class OpenChromium(Protocol):
     ) -> Awaitable[ChromiumPage]:
         """Start Chromium with a blank page.
 
-        ``fake_wav`` (an absolute path; 48 kHz mono 16 bit) is what the microphone hears, again and again unless
-        ``loop_wav`` is false; without it Chromium's own beeps. ``init_script`` runs in the page
-        before its own scripts.
+        ``fake_wav`` (an absolute path; 48 kHz mono 16 bit) is what the microphone hears, again and
+        again unless ``loop_wav`` is false; without it Chromium's own beeps. ``init_script`` runs in
+        the page before its own scripts.
         """
         ...
 
@@ -128,7 +128,7 @@ async def chromium_page() -> AsyncIterator[OpenChromium]:
         stack.push_async_callback(playwright.stop)
         for browser in browsers:
             stack.push_async_callback(browser.close)
-    _, alive = psutil.wait_procs(list(started), timeout=5)
+    _, alive = psutil.wait_procs([process for process in started if _runs(process)], timeout=5)
     assert not alive, f"Chromium processes are left: {alive}"
 
 
@@ -172,6 +172,14 @@ def _watched(page: Page) -> ChromiumPage:
     page.on("console", on_console)
     page.on("pageerror", on_page_error)
     return opened
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Zombies do not: reaping orphans is the init process's business, and takes its time."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _chromium_processes() -> set[psutil.Process]:

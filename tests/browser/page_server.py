@@ -99,6 +99,7 @@ class Tone(AudioStreamTrack):
     async def recv(self) -> AudioFrame:
         """The next 20 ms."""
         frame = await super().recv()
+        assert isinstance(frame, AudioFrame)
         if self.sounding:
             at = np.arange(self._at, self._at + frame.samples)
             wave = 8000 * np.sin(2 * np.pi * _TONE_HZ * at / frame.sample_rate)
@@ -192,7 +193,8 @@ class RigCall:
         Raises TimeoutError when neither comes within PATIENCE_SECONDS.
         """
         assert self.inbound is not None, "the page offered no audio"
-        queue = self.inbound._queue  # aiortc keeps what nobody read; only the present counts here
+        # aiortc keeps what nobody read, in a private queue; only the present counts here.
+        queue: asyncio.Queue[object] = getattr(self.inbound, "_queue")  # noqa: B009 - untyped there
         while not queue.empty():
             queue.get_nowait()
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -201,8 +203,12 @@ class RigCall:
 
     async def _loudness(self, frames: int) -> float:
         assert self.inbound is not None
-        heard = [(await self.inbound.recv()).to_ndarray() for _ in range(frames)]
-        return rms_dbfs(np.concatenate(heard, axis=1).ravel())
+        heard = []
+        for _ in range(frames):
+            frame = await self.inbound.recv()
+            assert isinstance(frame, AudioFrame)
+            heard.append(frame.to_ndarray().ravel())
+        return rms_dbfs(np.concatenate(heard))
 
     # ------------------------------------------------------------------ the story
 

@@ -87,6 +87,13 @@ def test_reset_forgets_speech_and_clock():
     assert play(gate, [0.9] * 2 + [0.0] * 5) == []
 
 
+def test_new_settings_do_not_lose_the_end_of_speech():
+    gate = VadGate(SETTINGS)
+    play(gate, [0.9] * 4 + [0.0] * 2)
+    gate.settings = GateSettings(speech_threshold=0.9, start_seconds=1.0, stop_seconds=0.096)
+    assert play(gate, [0.0], at=6 * WINDOW) == [SpeechEdge(False, 4 * WINDOW)]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_edges_alternate_and_rise_whatever_comes(seed):
     random = np.random.default_rng(seed)

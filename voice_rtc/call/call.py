@@ -339,8 +339,13 @@ class Call:
         deadline = self._turns.next_deadline
         if deadline is not None:
             self._timer = self._context.loop.call_at(
-                self._context.born + deadline, self._signals.put, DeadlineReached()
+                self._context.born + deadline, self._on_deadline
             )
+
+    def _on_deadline(self) -> None:
+        # When speech stopped is known later than that it did: the gate waits to be sure.
+        voiced = self._hearing.voiced_until if self._hearing else None
+        self._signals.put(DeadlineReached(voiced))
 
     def _do(self, action: Action, hearing: Hearing) -> None:
         match action:

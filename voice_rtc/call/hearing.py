@@ -30,6 +30,7 @@ class Hearing:
         self._listener = Listener(vad, lease.session, self._gate())
         self._turns: dict[int, CallerTurn] = {}
         self._finals: dict[int, asyncio.Future[Final]] = {}
+        self._taken_until = 0
         self.committed = 0
         """Turns committed so far."""
         self.apply_settings()
@@ -78,7 +79,8 @@ class Hearing:
         before = turns.prefix_seconds + turns.speech_start_seconds
         self._turns[utterance] = self._new_turn(utterance)
         start = self._listener.at - round(before * LISTEN_RATE_HZ)
-        self._listener.begin(utterance, start)
+        # Never what an earlier turn was transcribed from: its last words would come twice.
+        self._listener.begin(utterance, max(start, self._taken_until))
 
     def announce(self, utterance: int) -> None:
         """Tell the client that the caller speaks; once per turn."""
@@ -120,11 +122,13 @@ class Hearing:
         """The turn is over: make it an item of the conversation and have it transcribed."""
         context = self._context
         turn = self._turns.get(utterance)
+        self._finals[utterance] = context.loop.create_future()
         if turn is None:  # manual turns: nobody opened it, the listener holds the audio
             turn = self._turns[utterance] = self._new_turn(utterance)
             self._listener.commit_held(utterance)
         else:
             self._listener.finish(utterance)
+        self._taken_until = self._listener.at
         self.announce(utterance)
         turn.committed = context.now()
         turn.speech_end = turn.speech_end or turn.committed
@@ -164,9 +168,8 @@ class Hearing:
     async def _settle(self, turn: CallerTurn, committed: float) -> None:
         """Wait for the transcript of a committed turn, whatever becomes of it."""
         context = self._context
-        final: asyncio.Future[Final] = context.loop.create_future()
-        self._finals[turn.utterance] = final
-        if turn.failure is not None:
+        final = self._finals[turn.utterance]
+        if turn.failure is not None and not final.done():
             final.set_exception(turn.failure)
         try:
             async with asyncio.timeout(context.ports.settings.turns.final_deadline_seconds):
@@ -197,6 +200,11 @@ class Hearing:
         turn.text = text
         self._context.set_item(turn.item_id, text=text)
         self._context.emit(events.CallerTranscript(turn.item_id, text, audio_seconds))
+
+    @property
+    def voiced_until(self) -> float:
+        """Call seconds at which the caller was last heard to speak."""
+        return self._call_seconds(self._listener.voiced_until)
 
     def _new_turn(self, utterance: int) -> CallerTurn:
         return CallerTurn(utterance, f"item_{token_hex(10)}")

@@ -32,8 +32,13 @@ class Listener:
         """Sample clock: index after the newest sample received."""
 
     def set_gate(self, gate: GateSettings) -> None:
-        """Use other thresholds; a speech in progress begins anew."""
-        self._gate = VadGate(gate)
+        """Use other thresholds from the next window on."""
+        self._gate.settings = gate
+
+    @property
+    def voiced_until(self) -> int:
+        """Sample clock: the end of the newest window that was speech."""
+        return self._gate.voiced_until
 
     def keep(self, seconds: float | None) -> None:
         """Keep at least ``seconds`` of the newest audio; None for the default."""

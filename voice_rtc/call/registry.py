@@ -119,10 +119,14 @@ class CallRegistry:
         if not await self._wait_empty(_CLOSING_SECONDS):
             log.warning("calls_left", calls=len(self._calls))
 
+    async def wait_empty(self) -> None:
+        """Wait until no call is left."""
+        await self._empty.wait()
+
     async def _wait_empty(self, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
-                await self._empty.wait()
+                await self.wait_empty()
         except TimeoutError:
             return False
         return True

@@ -51,8 +51,8 @@ class Replies:
     ) -> None:
         """Begin reply ``number`` once the turns in ``waiting`` have their text.
 
-        ``answers`` is the turn that called for it: when that and all others turn out to be empty
-        there is nothing to answer.
+        ``answers`` is the turn that called for it: when that turns out to be empty and nothing
+        that the caller said before is left without an answer, there is no reply.
         """
         reply = Reply(number, f"resp_{token_hex(10)}", f"item_{token_hex(10)}")
         self._replies[number] = reply
@@ -108,8 +108,8 @@ class Replies:
         context = self._context
         for turn in waiting:
             await turn.settled.wait()
-        if needs_text and not any(turn.text for turn in waiting):
-            context.signal(ReplyDone(reply.number))
+        if needs_text and not self._is_unanswered():
+            context.signal(ReplyDone(reply.number))  # it was a noise
             return
         reply.created = True
         self.created += 1
@@ -119,6 +119,10 @@ class Replies:
         context.emit(events.ReplyCreated(reply.id, reply.item_id, after))
         tts = context.ports.engines.tts if settings.spoken else None
         await perform(reply, source, Voice(tts, settings.voice, self.speaker), self)
+
+    def _is_unanswered(self) -> bool:
+        messages = self._context.conversation.messages("")
+        return bool(messages) and messages[-1].role == "user"
 
     # Told by `perform`.
 

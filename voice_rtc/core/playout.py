@@ -56,6 +56,9 @@ class PlayoutRead:
     """The reply was finished and its last sample is in this read or before it. Once per reply."""
 
 
+_NOTHING = PlayoutRead(None, None, False, False)
+
+
 @dataclass(slots=True)
 class _Segment:
     text: str
@@ -214,6 +217,8 @@ class Playout:
         speech = self._speech
         if speech is None:
             self._gain = self._wanted_gain
+            if not len(self._tail) and not self._last_sample:
+                return _NOTHING
             return PlayoutRead(self._sound(silence(0), n), None, False, False)
         raw = speech.take(n)
         became_audible = not speech.audible and _is_audible(raw)

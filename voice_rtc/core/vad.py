@@ -33,6 +33,16 @@ class GateSettings:
         """Probability below which a window counts as silence while someone speaks."""
         return max(self.speech_threshold - _HYSTERESIS, _LOWEST_STOP_THRESHOLD)
 
+    @property
+    def start_samples(self) -> int:
+        """``start_seconds`` on the sample clock, 16 kHz."""
+        return round(self.start_seconds * LISTEN_RATE_HZ)
+
+    @property
+    def stop_samples(self) -> int:
+        """``stop_seconds`` on the sample clock, 16 kHz."""
+        return round(self.stop_seconds * LISTEN_RATE_HZ)
+
 
 @dataclass(frozen=True, slots=True)
 class SpeechEdge:
@@ -47,9 +57,8 @@ class VadGate:
     """One caller's gate: windows in, edges out, strictly started, stopped, started, ..."""
 
     def __init__(self, settings: GateSettings = GateSettings()) -> None:
-        self._settings = settings
-        self._start_samples = round(settings.start_seconds * LISTEN_RATE_HZ)
-        self._stop_samples = round(settings.stop_seconds * LISTEN_RATE_HZ)
+        self.settings = settings
+        """May be replaced at any time, also during speech; holds from the next window on."""
         self.reset()
 
     @property
@@ -87,16 +96,16 @@ class VadGate:
         return self._while_silent(at, samples, probability)
 
     def _while_silent(self, at: int, samples: int, probability: float) -> SpeechEdge | None:
-        if probability < self._settings.speech_threshold:
+        if probability < self.settings.speech_threshold:
             # A window between the thresholds keeps a run alive without adding to it: soft
             # consonants inside a first word would otherwise start it anew.
-            if probability < self._settings.stop_threshold:
+            if probability < self.settings.stop_threshold:
                 self._run_at = None
             return None
         if self._run_at is None:
             self._run_at, self._run_samples = at, 0
         self._run_samples += samples
-        if self._run_samples < self._start_samples:
+        if self._run_samples < self.settings.start_samples:
             return None
         edge = SpeechEdge(True, self._run_at)
         self._speaking, self._run_at = True, None
@@ -104,10 +113,10 @@ class VadGate:
         return edge
 
     def _while_speaking(self, probability: float) -> SpeechEdge | None:
-        if probability >= self._settings.stop_threshold:
+        if probability >= self.settings.stop_threshold:
             self._voiced_until = self._end
             return None
-        if self._end - self._voiced_until < self._stop_samples:
+        if self._end - self._voiced_until < self.settings.stop_samples:
             return None
         self._speaking = False
         return SpeechEdge(False, self._voiced_until)

@@ -25,6 +25,7 @@ from voice_rtc.engines.base import (
     VadEngine,
 )
 from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
+from voice_rtc.engines.hub import DownloadProgress
 from voice_rtc.engines.llm.eliza import ElizaLlm
 from voice_rtc.engines.llm.openai import OpenAiLlm, OpenAiSettings
 from voice_rtc.engines.stt.pocketsphinx import PocketsphinxStt
@@ -101,6 +102,8 @@ class _Loader:
         engine = candidate.make(candidate.reason)
         name = engine.info.name
         self._report(f"{kind}: loading {name}")
+        if isinstance(engine, WhisperStt | KokoroTts):
+            self._follow(kind, engine.progress)
         try:
             async with _closed_on_failure(engine):
                 await _start_in_time(engine, candidate.deadline_seconds)
@@ -112,6 +115,15 @@ class _Loader:
         _log.info("engine_started", kind=kind, engine=name, model=info.model, reason=info.reason)
         self._report(f"{kind}: {name} is ready")
         return engine
+
+    def _follow(self, kind: EngineKind, progress: DownloadProgress) -> None:
+        loop = asyncio.get_running_loop()
+
+        def tell(percent: int) -> None:
+            line = f"{kind}: downloading {progress.name}, {percent} %"
+            loop.call_soon_threadsafe(self._report, line)
+
+        progress.tell = tell
 
     def _fell_back(self, kind: EngineKind, error: EngineError) -> None:
         self._notes.append(str(error))

@@ -9,7 +9,7 @@ proxies.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class DownloadProgress:
         self._told = -_PERCENT_STEP
         self._cancelled = False
         self.name = ""
+        self.tell: Callable[[int], object] | None = None
+        """Called with each tenth percent, from a thread of the hub client."""
 
     @property
     def percent(self) -> int | None:
@@ -71,6 +73,8 @@ class DownloadProgress:
                 return
             self._told = percent - percent % _PERCENT_STEP
         _log.info("model_download", model=self.name, percent=percent)
+        if self.tell is not None:
+            self.tell(percent)
 
 
 class DownloadCancelled(Exception):  # raised through the hub client's code

@@ -63,7 +63,7 @@ class Channel:
         channel.bufferedAmountLowThreshold = _LOW_WATER_BYTES
         channel.on("message", self._on_message)
         channel.on("bufferedamountlow", self._flush)
-        channel.on("close", self._inbox.close)
+        channel.on("close", self._on_close)
         self._opened.set()
         self._flush()
 
@@ -105,10 +105,14 @@ class Channel:
                 channel.send(msgspec.json.encode(self._outbox.get()).decode())
             except InvalidStateError:
                 break
-        if len(self._outbox):
+        if len(self._outbox) and (channel is None or channel.readyState == "open"):
             self._emptied.clear()
         else:
             self._emptied.set()
+
+    def _on_close(self) -> None:
+        self._inbox.close()
+        self._emptied.set()  # nothing can be flushed any more
 
     def _on_message(self, data: str | bytes) -> None:
         self.last_message = asyncio.get_running_loop().time()

@@ -26,7 +26,7 @@ def check_offer(sdp: str, limits: LimitSettings) -> None:
         raise BadOffer(f"the offer has more than {limits.sdp_media_lines} m-lines")
     if len(_CANDIDATE.findall(sdp)) > limits.sdp_candidates:
         raise BadOffer(f"the offer has more than {limits.sdp_candidates} candidates")
-    if not any(line.startswith("m=audio ") for line in media):
+    if not any(line.startswith("m=audio") for line in media):
         raise NoAudioTrack("the offer has no audio m-line")
 
 

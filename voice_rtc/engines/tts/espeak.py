@@ -13,6 +13,7 @@ import ctypes
 import re
 import threading
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,7 @@ class EspeakTts:
         self._rate_hz = await self._worker.run(_library.load)
         if not await self._knows(self._voice):
             self._voice = DEFAULT_VOICE
+            self.info = replace(self.info, model=DEFAULT_VOICE)
         await self._speak("ready", self._voice, self._speed)
 
     async def aclose(self) -> None:

@@ -1,0 +1,140 @@
+"""A small OpenAI-compatible service for tests, with the ways in which real ones fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+from aiohttp import web
+
+Mode = Literal[
+    "ok",  # streams the reply word by word
+    "slow",  # waits for `go_on` before each word
+    "401",
+    "429",
+    "500",
+    "500 once",
+    "no usage",  # 400 when stream_options are sent
+    "cut",  # closes the connection in the middle of the answer
+    "garbled",  # sends something that is not JSON
+    "hang",  # accepts the request and never answers
+    "stall",  # sends the first word and nothing more
+    "error event",  # an error object inside the stream
+]
+
+
+class OpenAiServer:
+    """One service; ``mode`` may be changed between requests."""
+
+    def __init__(self, reply: str) -> None:
+        self.mode: Mode = "ok"
+        self.reply = reply
+        self.requests: list[dict[str, Any]] = []
+        """Bodies of the chat completion requests."""
+        self.authorizations: list[str] = []
+        self.go_on = asyncio.Event()
+        self.gone = asyncio.Event()
+        """Set when a client closed its connection before its answer was complete."""
+        self.base_url = ""
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/chat/completions."""
+        body = await request.json()
+        self.requests.append(body)
+        self.authorizations.append(request.headers.get("Authorization", ""))
+        if (refusal := self._refusal(body)) is not None:
+            return refusal
+        try:
+            return await self._answer(request, body)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.gone.set()
+            raise
+
+    async def models(self, _request: web.Request) -> web.Response:
+        """GET /v1/models."""
+        return web.json_response({"object": "list", "data": []})
+
+    def _refusal(self, body: dict[str, Any]) -> web.Response | None:
+        if self.mode == "500 once":
+            self.mode = "ok"
+            return _error(500, "try again")
+        if self.mode == "no usage" and "stream_options" in body:
+            return _error(400, "unknown parameter stream_options")
+        if self.mode in ("401", "429", "500"):
+            return _error(int(self.mode), f"status {self.mode}")
+        return None
+
+    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if self.mode == "hang":
+            await asyncio.Event().wait()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await _send(response, _chunk({"role": "assistant", "content": ""}))
+        for number, word in enumerate(self.reply.split(" ")):
+            await self._before_word(request, response, number)
+            await _send(response, _chunk({"content": word if number == 0 else f" {word}"}))
+        await _send(response, _chunk({}, finish_reason="stop"))
+        if "stream_options" in body:
+            usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+            await _send(response, {**_chunk({}), "choices": [], "usage": usage})
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _before_word(
+        self, request: web.Request, response: web.StreamResponse, number: int
+    ) -> None:
+        if self.mode == "slow":
+            await self.go_on.wait()
+            self.go_on.clear()
+        if number == 0:
+            return
+        if self.mode == "stall":
+            await asyncio.Event().wait()
+        if self.mode == "cut" and request.transport is not None:
+            request.transport.close()
+            raise ConnectionResetError
+        if self.mode == "garbled":
+            await response.write(b"data: {not json\n\n")
+        if self.mode == "error event":
+            await _send(response, {"error": {"message": "the model fell over"}})
+
+
+@asynccontextmanager
+async def openai_server(reply: str = "Hello there, caller.") -> AsyncIterator[OpenAiServer]:
+    """Run the service on a free port of localhost."""
+    server = OpenAiServer(reply)
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", server.complete)
+    app.router.add_get("/v1/models", server.models)
+    # handler_cancellation: the handler learns at once that its client has gone
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        server.base_url = f"http://{host}:{port}/v1"
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+async def _send(response: web.StreamResponse, data: dict[str, Any]) -> None:
+    await response.write(f"data: {json.dumps(data)}\n\n".encode())
+
+
+def _chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 0,
+        "model": "test",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+    }
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.json_response({"error": {"message": message}}, status=status)

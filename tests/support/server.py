@@ -1,0 +1,39 @@
+"""A whole server in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from signaling.main import EngineLoader, Server, running_server
+from voice_rtc.config import Settings
+from voice_rtc.engines.base import EngineSet
+from voice_rtc.engines.catalog import load_engines
+
+
+@asynccontextmanager
+async def serving(
+    engines: EngineSet | None = None, loader: EngineLoader = load_engines, **settings: Any
+) -> AsyncIterator[Server]:
+    """A ready server on a free loopback port; fakes unless ``engines`` or settings say else."""
+
+    async def given(_settings: Settings, _report: Callable[[str], None]) -> EngineSet:
+        assert engines is not None
+        for engine in (engines.vad, engines.stt, engines.llm, engines.tts):
+            await engine.start()
+        return engines
+
+    http = {"host": "127.0.0.1", "port": 0, "drain_seconds": 0.0, **settings.pop("server", {})}
+    merged = Settings(**{"engines": "fake", **settings, "server": http})
+    async with running_server(merged, loader if engines is None else given) as server:
+        await ready(server)
+        yield server
+
+
+async def ready(server: Server) -> None:
+    """Wait until the engines are loaded. Raises AssertionError when they cannot be."""
+    async with asyncio.timeout(50):
+        await server.state.settled.wait()
+    assert server.state.status == "ready", server.state.detail
