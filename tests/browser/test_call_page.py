@@ -162,17 +162,8 @@ async def test_push_to_talk(
     assert update["session"] == {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
     await call.hears(sound=False)
 
-    hold = await opened.page.get_by_role("button", name="Hold to talk").bounding_box()
-    assert hold is not None
-    await opened.page.mouse.move(hold["x"] + hold["width"] / 2, hold["y"] + hold["height"] / 2)
-    await opened.page.mouse.down()
-    await call.next_messages("input_audio_buffer.clear")
-    await call.hears(sound=True)
-    await opened.page.mouse.up()
-    await call.next_messages("input_audio_buffer.commit", "response.create")
-    await call.hears(sound=False)
-
     # The space bar talks although the button that was clicked last has the focus.
+    assert await opened.page.evaluate("document.activeElement.id") == "ptt"
     answer = call.agent_starts(REPLY)
     await opened.until("voiceRtc.floor === 'agent'")
     await opened.page.keyboard.down("Space")
@@ -183,6 +174,16 @@ async def test_push_to_talk(
     await call.hears(sound=True)
     await opened.page.keyboard.up("Space")
     await call.next_messages("input_audio_buffer.commit", "response.create")
+
+    hold = await opened.page.get_by_role("button", name="Hold to talk").bounding_box()
+    assert hold is not None
+    await opened.page.mouse.move(hold["x"] + hold["width"] / 2, hold["y"] + hold["height"] / 2)
+    await opened.page.mouse.down()
+    await call.next_messages("input_audio_buffer.clear")
+    await call.hears(sound=True)
+    await opened.page.mouse.up()
+    await call.next_messages("input_audio_buffer.commit", "response.create")
+    await call.hears(sound=False)
 
     # In the text field a space is a space.
     await opened.page.get_by_label("Message to the agent").press_sequentially("a b")

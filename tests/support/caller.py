@@ -74,7 +74,7 @@ class Caller:
         self.events: list[tuple[float, Json]] = []
         self.frames: list[tuple[float, Samples]] = []
         """Loop time and 960 mono samples of each received frame."""
-        self._news = asyncio.Condition()
+        self._news = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self.connected = asyncio.Event()
         self.channel_closed = asyncio.Event()
@@ -108,12 +108,11 @@ class Caller:
         self, kind: str, where: Callable[[Json], bool] = lambda _event: True, after: int = 0
     ) -> Json:
         """The first event of ``kind`` at or behind index ``after``, waited for."""
-        async with self._news:
-            while True:
-                for _, event in self.events[after:]:
-                    if event["type"] == kind and where(event):
-                        return event
-                await self._news.wait()
+        while True:
+            for _, event in self.events[after:]:
+                if event["type"] == kind and where(event):
+                    return event
+            await self._news.wait()
 
     async def say(self, samples: Samples) -> None:
         """Speak 48 kHz samples to their end."""
@@ -139,12 +138,8 @@ class Caller:
 
     def _on_message(self, text: str) -> None:
         self.events.append((asyncio.get_running_loop().time(), json.loads(text)))
-        assert self._tasks is not None
-        self._tasks.create_task(self._notify())
-
-    async def _notify(self) -> None:
-        async with self._news:
-            self._news.notify_all()
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _on_track(self, track: MediaStreamTrack) -> None:
         assert self._tasks is not None

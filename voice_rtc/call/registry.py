@@ -102,6 +102,10 @@ class CallRegistry:
         except KeyError:
             raise UnknownCall(f"no call has the id {call_id[:64]}") from None
 
+    def calls(self) -> tuple[Call, ...]:
+        """All calls, oldest first."""
+        return tuple(self._calls.values())
+
     def snapshot(self) -> list[CallState]:
         """All calls, oldest first."""
         return [call.state() for call in self._calls.values()]

@@ -63,9 +63,8 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        """Loaded and taking audio."""
-        loaded = self._ready is not None and self._ready.done() and not self._ready.exception()
-        return loaded and self._process is not None and self._process.alive
+        """Taking audio. While it loads, what comes waits in its pipe."""
+        return self._process is not None and self._process.alive
 
     @property
     def pid(self) -> int | None:

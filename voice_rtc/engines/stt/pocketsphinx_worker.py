@@ -29,6 +29,9 @@ _TAIL_SAMPLES = LISTEN_RATE_HZ // 5
 _GRAMMAR_NAME = "spoken"
 # Finals within 33 ms after the last audio for about 15 % more word errors than the slow defaults.
 _FAST_SETTINGS = {"fwdflat": False, "bestpath": False, "pl_window": 5, "maxhmmpf": 3000}
+# What a new caller's cepstral mean is taken to be. pocketsphinx's own first value is 40, which fits
+# quiet speech; at -22 dBFS it costs 70 % word errors on the first utterance, 50 costs 50 %.
+_FRESH_CMN = "50,3,-1,0,0,0,0,0,0,0,0,0,0"
 _MAX_FRAME_BYTES = 1 << 22
 
 
@@ -126,7 +129,7 @@ class _Utterance:
 @dataclass(slots=True, eq=False)
 class _Session:
     utterances: deque[_Utterance] = field(default_factory=deque)
-    cmn: str | None = None
+    cmn: str = _FRESH_CMN
     """Cepstral means learnt from this caller, so that decoders can change hands."""
 
 
@@ -138,7 +141,6 @@ class Recognizer:
         self._dither = Dither()
         self._decoders: Decoders | None = None
         self._partial_samples = 0
-        self._fresh_cmn: str | None = None
         self._sessions: dict[int, _Session] = {}
         self._by_key: dict[int, tuple[_Session, _Utterance]] = {}
         self._turns: deque[int] = deque()
@@ -173,14 +175,11 @@ class Recognizer:
         self._decoders = Decoders(setup.grammar, setup.ready_decoders, setup.most_decoders)
         self._partial_samples = setup.partial_samples
         self._decoders.warm()
-        if (decoder := self._decoders.take()) is not None:
-            self._fresh_cmn = decoder.get_cmn(False)
-            self._decoders.give(decoder)
         self._send(protocol.Ready())
 
     def _begin(self, number: int, key: int) -> None:
         if number not in self._sessions:
-            self._sessions[number] = _Session(cmn=self._fresh_cmn)
+            self._sessions[number] = _Session()
             self._turns.append(number)
         utterance = _Utterance(key, next_partial=self._partial_samples)
         self._sessions[number].utterances.append(utterance)
@@ -234,8 +233,7 @@ class Recognizer:
         decoder = self._decoders.take() if self._decoders is not None else None
         if decoder is None:
             return False
-        if session.cmn is not None:
-            decoder.set_cmn(session.cmn)
+        decoder.set_cmn(session.cmn)
         decoder.start_utt()
         utterance.decoder = decoder
         return True

@@ -1,0 +1,240 @@
+"""Stories of whole calls: real peers, scripted engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from signaling.main import Server
+from tests.support.audio import tone
+from tests.support.caller import Caller, calling
+from tests.support.server import serving
+from voice_rtc.core.audio import rms_dbfs, silence
+from voice_rtc.engines.base import EngineSet
+from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
+from voice_rtc.errors import EngineCrashed, EngineError, LlmError
+
+LONG_REPLY = "This is the first sentence of it. And this is the second one, which is not short."
+
+
+def engines(
+    finals: tuple[str | EngineError, ...] = ("Hello.",),
+    replies: tuple[str | EngineError, ...] = (),
+    tts: ToneTts | None = None,
+    slots: int = 8,
+) -> EngineSet:
+    return EngineSet(
+        ThresholdVad(), ScriptedStt(finals, slots=slots), EchoLlm(replies), tts or ToneTts()
+    )
+
+
+@asynccontextmanager
+async def call(
+    chosen: EngineSet | None = None, **settings: Any
+) -> AsyncIterator[tuple[Server, Caller]]:
+    async with (
+        asyncio.timeout(50),
+        serving(chosen or engines(), **settings) as server,
+        calling(server.url) as caller,
+    ):
+        yield server, caller
+
+
+def count(server: Server, name: str, **labels: str) -> float:
+    return server.metrics.registry.get_sample_value(f"voice_rtc_{name}", labels) or 0.0
+
+
+async def speak(caller: Caller, seconds: float = 0.8) -> int:
+    before = len(caller.events)
+    await caller.say(tone(seconds))
+    return before
+
+
+async def transcript(caller: Caller, after: int) -> str:
+    done = await caller.event(
+        "conversation.item.input_audio_transcription.completed", after=after
+    )
+    text: str = done["transcript"]
+    return text
+
+
+async def test_the_caller_is_transcribed_and_answered() -> None:
+    async with call() as (server, caller):
+        before = await speak(caller)
+        assert await transcript(caller, before) == "Hello."
+        metrics = await caller.event("voice_rtc.turn.metrics")
+        assert metrics["response_ms"] > metrics["endpoint_ms"] > 0
+        await caller.event("output_audio_buffer.stopped")
+        assert rms_dbfs(caller.audio()) > -40
+        assert count(server, "response_seconds_count") == 1
+        assert count(server, "turns_total", end="endpointing") == 1
+
+
+async def test_hanging_up_frees_everything() -> None:
+    async with call() as (server, caller):
+        assert count(server, "leases_active") == 1 == count(server, "calls_active")
+        await caller.hang_up()
+        ended = await caller.event("voice_rtc.call.ended")
+        assert ended["reason"] == "hangup"
+        await server.registry.wait_empty()
+        assert count(server, "leases_active") == 0 == count(server, "calls_active")
+        assert count(server, "calls_total", outcome="hangup") == 1
+
+
+async def test_a_caller_who_vanishes_frees_everything() -> None:
+    async with call() as (server, caller):
+        await caller.aclose()
+        await server.registry.wait_empty()
+        assert count(server, "calls_total", outcome="peer_gone") == 1
+        assert count(server, "leases_active") == 0
+
+
+async def test_an_llm_failure_is_spoken_and_the_next_turn_works() -> None:
+    refused = LlmError("the key was refused", code="llm_unauthorized")
+    async with call(engines(replies=(refused, "All is well."))) as (server, caller):
+        await speak(caller)
+        error = await caller.event("error")
+        assert error["error"]["code"] == "llm_unauthorized"
+        failed = await caller.event("response.done")
+        assert failed["response"]["status"] == "failed"
+        assert "key was refused" in failed["response"]["output"][0]["content"][0]["transcript"]
+        assert "output_audio_buffer.started" in caller.types()
+        before = await speak(caller)
+        done = await caller.event("response.done", after=before)
+        assert done["response"]["output"][0]["content"][0]["transcript"] == "All is well."
+        assert count(server, "engine_failures_total", engine="llm", code="llm_unauthorized") == 1
+
+
+async def test_a_tts_failure_is_shown_and_the_next_turn_works() -> None:
+    text = "Something went wrong here."
+    voice = ToneTts(fail_on={text: EngineCrashed("the voice died")})
+    async with call(engines(replies=(text, "All is well."), tts=voice)) as (_, caller):
+        await speak(caller)
+        error = await caller.event("error")
+        assert error["error"]["code"] == "engine_crashed"
+        done = await caller.event("response.done")
+        assert done["response"]["status"] == "failed"
+        assert done["response"]["output"][0]["content"][0]["transcript"] == text
+        before = await speak(caller)
+        await caller.event("output_audio_buffer.started", after=before)
+
+
+async def test_an_stt_failure_is_told_and_the_next_turn_works() -> None:
+    async with call(engines(finals=(EngineCrashed("the ear died"), "Hello again."))) as (_, caller):
+        await speak(caller)
+        failed = await caller.event("conversation.item.input_audio_transcription.failed")
+        assert failed["error"]["code"] == "engine_crashed"
+        before = await speak(caller)
+        assert await transcript(caller, before) == "Hello again."
+        await caller.event("output_audio_buffer.started", after=before)
+
+
+async def test_a_barge_in_silences_and_keeps_only_what_was_heard() -> None:
+    async with call(engines(replies=(LONG_REPLY, "Yes?"))) as (server, caller):
+        await speak(caller)
+        await caller.event("output_audio_buffer.started")
+        await caller.event("response.output_audio_transcript.delta")
+        before = await speak(caller, 1.0)
+        heard = await caller.event("voice_rtc.reply.heard", after=before)
+        assert LONG_REPLY.startswith(heard["text"]) and not heard["complete"]
+        history = next(iter(server.registry.calls())).conversation.items()
+        assert history[1].text == heard["text"] and history[1].interrupted
+        done = await caller.event(
+            "response.done", lambda e: e["response"]["status"] == "completed", after=before
+        )
+        assert done["response"]["output"][0]["content"][0]["transcript"] == "Yes?"
+        assert count(server, "barge_ins_total", kind="barge_in") == 1
+        assert count(server, "barge_in_silence_seconds_count") == 1
+
+
+async def test_a_cough_does_not_cut_the_reply() -> None:
+    async with call(engines(replies=(LONG_REPLY,))) as (server, caller):
+        await speak(caller)
+        await caller.event("output_audio_buffer.started")
+        before = await speak(caller, 0.16)
+        done = await caller.event("response.done", after=before)
+        assert done["response"]["status"] == "completed"
+        assert "input_audio_buffer.speech_started" not in caller.types()[before:]
+        assert count(server, "barge_ins_total", kind="false_alarm") == 1
+
+
+async def test_a_noise_without_words_is_not_answered() -> None:
+    async with call(engines(finals=("", "Hello."))) as (_, caller):
+        before = await speak(caller)
+        assert await transcript(caller, before) == ""
+        before = await speak(caller)
+        assert await transcript(caller, before) == "Hello."
+        await caller.event("response.done", after=before)
+        assert caller.types().count("response.created") == 1
+
+
+async def test_a_caller_who_goes_on_before_the_reply_is_heard_is_answered_once() -> None:
+    slow = EchoLlm((), first_seconds=0.8, delay=asyncio.sleep)
+    chosen = EngineSet(ThresholdVad(), ScriptedStt(("One.", "Two.")), slow, ToneTts())
+    async with call(chosen, turns={"min_pause_seconds": 0.3, "max_pause_seconds": 0.3}) as (
+        server,
+        caller,
+    ):
+        await speak(caller)
+        await caller.event("response.created")
+        await speak(caller)
+        done = await caller.event("response.done", lambda e: e["response"]["status"] == "completed")
+        spoken = done["response"]["output"][0]["content"][0]["transcript"]
+        assert "One. Two." in spoken  # both halves reached the model as one message
+        assert count(server, "barge_ins_total", kind="resumed") == 1
+
+
+async def test_the_greeting_is_spoken_first() -> None:
+    async with call(session={"greeting": "Welcome to the line."}) as (_, caller):
+        done = await caller.event("response.done")
+        text = done["response"]["output"][0]["content"][0]["transcript"]
+        assert text == "Welcome to the line."
+        assert rms_dbfs(caller.audio()) > -40
+
+
+async def test_limits_end_a_call_with_a_reason() -> None:
+    async with call(session={"max_call_seconds": 0.7}) as (_, caller):
+        assert (await caller.event("voice_rtc.call.ended"))["reason"] == "max_duration"
+    async with call(session={"idle_seconds": 0.5}) as (_, caller):
+        assert (await caller.event("voice_rtc.call.ended"))["reason"] == "idle"
+
+
+async def test_a_long_monologue_is_cut_into_turns_without_a_gap() -> None:
+    chosen = engines(finals=("Part one.", "Part two.", "Part three."))
+    async with call(chosen, turns={"max_utterance_seconds": 1.0}) as (server, caller):
+        before = await speak(caller, 2.5)
+        await caller.event("response.done", after=before)
+        texts = [
+            event["transcript"]
+            for _, event in caller.events
+            if event["type"] == "conversation.item.input_audio_transcription.completed"
+        ]
+        assert texts == ["Part one.", "Part two.", "Part three."]
+        assert caller.types().count("response.created") == 1
+        assert count(server, "turns_total", end="max_length") == 2
+        seconds = count(server, "stt_audio_seconds_total")
+        assert 2.5 <= seconds <= 2.5 + 0.5 + 1.2  # speech, prefix and pause, nothing twice
+
+
+async def test_calls_do_not_hear_each_other() -> None:
+    async with asyncio.timeout(50), serving(engines()) as server:
+        async with calling(server.url) as loud, calling(server.url) as quiet:
+            await loud.say(tone(0.8))
+            await loud.event("output_audio_buffer.stopped")
+            await quiet.say(silence(4800))
+            assert quiet.types() == ["session.created"]
+            assert rms_dbfs(quiet.audio()) < -80
+
+
+async def test_what_the_client_deletes_during_a_reply_does_no_harm() -> None:
+    async with call() as (_, caller):
+        await speak(caller)
+        added = await caller.event("response.output_item.added")
+        await caller.event("output_audio_buffer.started")
+        caller.send(type="conversation.item.delete", item_id=added["item"]["id"])
+        done = await caller.event("response.done")
+        assert done["response"]["status"] == "completed"
+        before = await speak(caller)
+        await caller.event("output_audio_buffer.started", after=before)
