@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
-from voice_rtc.engines.catalog import load_engines
+from voice_rtc.engines.catalog import close_engines, load_engines
 
 from signaling.app import build_app
 from signaling.server_state import ServerState
@@ -133,10 +133,3 @@ async def _load(
     for info in engines.infos():
         log.info("engine", kind=info.kind, name=info.name, model=info.model, reason=info.reason)
     log.info("ready", slots=pool.statistics().slots)
-
-
-async def close_engines(engines: EngineSet) -> None:
-    """Close all four; the first failure does not keep the others open."""
-    async with asyncio.TaskGroup() as tasks:
-        for engine in (engines.vad, engines.stt, engines.llm, engines.tts):
-            tasks.create_task(engine.aclose())

@@ -175,6 +175,8 @@ class CallPage {
         return await Call.place(track, this.#listeners(), signal);
       } catch (error) {
         if (!(error instanceof CallFailure) || !noticeFor(error.code).retry) throw error;
+        // What failed to load is not waited for; /readyz knows, the refusal does not say.
+        if (this.readiness?.status === "failed") throw new CallFailure("engines_failed");
         this.#note(error);
         await this.#countDown(error.detail.retryAfterSeconds ?? RETRY_SECONDS, signal);
         this.#view.showNotice(null);

@@ -150,6 +150,16 @@ const NOTICES = {
     text: "The server needed it back and ended the call. Call again to get a new one.",
     remedy: "call",
   },
+  idle: {
+    title: "Nobody said anything for too long",
+    text: "The server ended the call to make room. Call again when you want to talk.",
+    remedy: "call",
+  },
+  engine_failed: {
+    title: "The speech recognition failed",
+    text: "The server could not go on with this call. Call again; if it stays so, ask the operator to look at the log.",
+    remedy: "call",
+  },
   internal_error: {
     title: "Something went wrong on the server",
     text: "It ended the call. Call again; if it stays so, ask the operator to look at the log.",
@@ -157,38 +167,27 @@ const NOTICES = {
   },
 };
 
-/** Words that servers use for the same thing. */
+/** The server's other words for the same thing. */
 const SAME_AS = {
   __proto__: null,
   bad_request: "bad_offer",
+  missing_sdp: "bad_offer",
   no_audio_track: "bad_offer",
   queue_timeout: "pool_full",
+  no_slot: "pool_full",
   engine_unavailable: "engines_failed",
-  drain: "server_shutdown",
-  going_away: "server_shutdown",
-  shutdown: "server_shutdown",
-  server_shutting_down: "server_shutdown",
-  drain_deadline: "server_shutdown",
-  max_length: "max_duration",
-  maximum_length: "max_duration",
-  max_call: "max_duration",
-  max_call_seconds: "max_duration",
-  media_stalled: "media_lost",
-  media_error: "media_lost",
-  stalled: "media_lost",
   ice_failed: "no_media_connection",
-  connect_deadline: "no_media_connection",
+  connect_timeout: "no_media_connection",
   peer_gone: "connection_lost",
-  lease_revoked: "lease_lost",
-  error: "internal_error",
-  crashed: "internal_error",
+  media_error: "media_lost",
+  media_stalled: "media_lost",
 };
 
 /** Ends of a call that nobody needs to be told about. */
-const QUIET_ENDS = new Set(["hangup", "hung_up", "client_hangup", "caller_hung_up"]);
+const QUIET_ENDS = new Set(["hangup"]);
 
 /** Errors on the data channel that only say that the reply was over before it was stopped. */
-const HARMLESS_ERRORS = new Set(["response_cancel_not_active", "no_active_response"]);
+const HARMLESS_ERRORS = new Set(["response_cancel_not_active"]);
 
 /**
  * What to show for a failure. An unknown code shows the server's own message.

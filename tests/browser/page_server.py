@@ -271,7 +271,7 @@ class RigCall:
         self.send("output_audio_buffer.stopped", response_id=response["id"])
         self.send("voice_rtc.turn.metrics", **metrics)
 
-    def agent_interrupted(self, item: str, text: str, heard: str) -> None:
+    def agent_interrupted(self, item: str, heard: str) -> None:
         """The reply was cut after ``heard``."""
         self.tone.sounding = False
         response = {
@@ -281,7 +281,6 @@ class RigCall:
         }
         self.send("output_audio_buffer.cleared", response_id=response["id"])
         self.send("conversation.item.truncated", item_id=item, content_index=0, audio_end_ms=900)
-        self.send("response.output_audio_transcript.done", item_id=item, transcript=text)
         self.send(
             "voice_rtc.reply.heard", item_id=item, text=heard, complete=False, audio_end_ms=900
         )

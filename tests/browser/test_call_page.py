@@ -70,7 +70,7 @@ async def test_an_interrupted_reply_shows_what_was_heard(
     answer = call.agent_starts(REPLY)
     await opened.until("voiceRtc.floor === 'agent'")
     call.caller_starts()
-    call.agent_interrupted(answer, REPLY, heard="Start in Alfama.")
+    call.agent_interrupted(answer, heard="Start in Alfama.")
     await opened.until("voiceRtc.captions[0].interrupted")
     turn = opened.page.locator("#captions > li").first
     unheard = turn.locator("s")
@@ -130,7 +130,7 @@ async def test_stop_reply(chromium_page: OpenChromium, page_server: PageServer) 
     answer = call.agent_starts(REPLY)
     await stop.click()
     await call.next_messages("response.cancel", "output_audio_buffer.clear")
-    call.agent_interrupted(answer, REPLY, heard="")
+    call.agent_interrupted(answer, heard="")
     # The reply was stopped before a word of it was heard: it is no part of the conversation.
     await opened.until("voiceRtc.floor === 'listening' && voiceRtc.captions.length === 0")
     assert await stop.is_disabled()
@@ -170,7 +170,7 @@ async def test_push_to_talk(
     await call.next_messages(
         "response.cancel", "output_audio_buffer.clear", "input_audio_buffer.clear"
     )
-    call.agent_interrupted(answer, REPLY, heard="Start")
+    call.agent_interrupted(answer, heard="Start")
     await call.hears(sound=True)
     await opened.page.keyboard.up("Space")
     await call.next_messages("input_audio_buffer.commit", "response.create")
@@ -349,7 +349,7 @@ async def test_contrast_in_light_and_dark(
     await opened.page.add_style_tag(content=motionless)
     call.caller_says("Where do I start?")
     answer = call.agent_starts(REPLY)
-    call.agent_interrupted(answer, REPLY, heard="Start in Alfama.")
+    call.agent_interrupted(answer, heard="Start in Alfama.")
     call.send("error", error={"code": "odd", "message": "said by the server"})
     await opened.until("voiceRtc.lastError !== null")
     await opened.page.evaluate("document.querySelectorAll('details').forEach((d) => d.open = true)")

@@ -61,6 +61,13 @@ async def test_loading_engines_are_waited_for(
     assert await opened.state("status") == "ended"
     assert len(page_server.calls) == 1
 
+    page_server.readiness.update(status="failed", detail="The model cannot be read.", engines=[])
+    page_server.refusals.append(Refusal(503, "engines_loading", retry_after=60))
+    await opened.open(page_server.url)
+    await opened.until("voiceRtc.readiness?.status === 'failed'")
+    await opened.press("Call")
+    assert "The speech engines could not be started" in await notice(opened)
+
 
 async def test_refused_microphone_and_a_text_call(
     chromium_page: OpenChromium, page_server: PageServer
@@ -160,6 +167,11 @@ async def test_calls_ended_by_the_server(
     endings = (
         ("server_shutdown", "The server is shutting down It ended the call."),
         ("max_duration", "The call reached its maximum length"),
+        ("idle", "Nobody said anything for too long"),
+        ("peer_gone", "The connection was lost"),
+        ("connect_timeout", "No sound connection came about"),
+        ("no_slot", "All lines are busy"),
+        ("engine_failed", "The speech recognition failed"),
         ("media_stalled", "Your audio stopped arriving"),
         ("lease_lost", "The call lost its place at the speech recogniser"),
         ("internal_error", "Something went wrong on the server"),

@@ -53,9 +53,7 @@ async def speak(caller: Caller, seconds: float = 0.8) -> int:
 
 
 async def transcript(caller: Caller, after: int) -> str:
-    done = await caller.event(
-        "conversation.item.input_audio_transcription.completed", after=after
-    )
+    done = await caller.event("conversation.item.input_audio_transcription.completed", after=after)
     text: str = done["transcript"]
     return text
 

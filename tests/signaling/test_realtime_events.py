@@ -158,9 +158,7 @@ async def test_typed_text_is_answered(caller: Caller) -> None:
 
 
 async def test_text_only_replies(caller: Caller) -> None:
-    caller.send(
-        type="session.update", session={"type": "realtime", "output_modalities": ["text"]}
-    )
+    caller.send(type="session.update", session={"type": "realtime", "output_modalities": ["text"]})
     await caller.event("session.updated")
     caller.send(
         type="conversation.item.create",

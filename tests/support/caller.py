@@ -75,6 +75,7 @@ class Caller:
         self.frames: list[tuple[float, Samples]] = []
         """Loop time and 960 mono samples of each received frame."""
         self._news = asyncio.Event()
+        self._sound = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self.connected = asyncio.Event()
         self.channel_closed = asyncio.Event()
@@ -113,6 +114,10 @@ class Caller:
                 if event["type"] == kind and where(event):
                     return event
             await self._news.wait()
+
+    async def frame(self) -> None:
+        """Wait for the next received frame."""
+        await self._sound.wait()
 
     async def say(self, samples: Samples) -> None:
         """Speak 48 kHz samples to their end."""
@@ -154,6 +159,8 @@ class Caller:
             assert isinstance(frame, AudioFrame)
             samples = frame.to_ndarray().reshape(-1)[::2]
             self.frames.append((asyncio.get_running_loop().time(), samples))
+            self._sound.set()
+            self._sound = asyncio.Event()
 
 
 @asynccontextmanager

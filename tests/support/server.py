@@ -15,19 +15,19 @@ from voice_rtc.engines.catalog import load_engines
 
 @asynccontextmanager
 async def serving(
-    engines: EngineSet | None = None, loader: EngineLoader = load_engines, **settings: Any
+    chosen: EngineSet | None = None, /, loader: EngineLoader = load_engines, **settings: Any
 ) -> AsyncIterator[Server]:
-    """A ready server on a free loopback port; fakes unless ``engines`` or settings say else."""
+    """A ready server on a free loopback port; fakes unless ``chosen`` or settings say else."""
 
     async def given(_settings: Settings, _report: Callable[[str], None]) -> EngineSet:
-        assert engines is not None
-        for engine in (engines.vad, engines.stt, engines.llm, engines.tts):
+        assert chosen is not None
+        for engine in (chosen.vad, chosen.stt, chosen.llm, chosen.tts):
             await engine.start()
-        return engines
+        return chosen
 
     http = {"host": "127.0.0.1", "port": 0, "drain_seconds": 0.0, **settings.pop("server", {})}
     merged = Settings(**{"engines": "fake", **settings, "server": http})
-    async with running_server(merged, loader if engines is None else given) as server:
+    async with running_server(merged, loader if chosen is None else given) as server:
         await ready(server)
         yield server
 

@@ -122,7 +122,6 @@ class EngineWorker:
         while (job := self._next()) is not None:
             self._busy_since = time.monotonic()
             self._do(job)
-            self._busy_since = None
             del job  # else the last job's arguments (models, audio) live until the next one
         with self._wakeup:
             refused, self._jobs = self._jobs, []
@@ -139,16 +138,15 @@ class EngineWorker:
                 self._wakeup.wait()
             return None if self._closing else heapq.heappop(self._jobs)
 
-    @staticmethod
-    def _do(job: _Job) -> None:
-        if job.result.cancelled():
-            return
-        try:
-            value = job.work()
-        except Exception as error:  # noqa: BLE001 - a root: the waiter gets whatever the model raised
-            _deliver(job, None, error)
-        else:
-            _deliver(job, value, None)
+    def _do(self, job: _Job) -> None:
+        value, failure = None, None
+        if not job.result.cancelled():
+            try:
+                value = job.work()
+            except Exception as error:  # noqa: BLE001 - a root: the waiter gets what was raised
+                failure = error
+        self._busy_since = None  # before the waiter can look
+        _deliver(job, value, failure)
 
 
 def _deliver(job: _Job, value: Any, error: Exception | None) -> None:
