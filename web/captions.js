@@ -77,6 +77,18 @@ export class Captions {
   }
 
   /**
+   * Somebody typed while the caller spoke: the conversation's order is the server's.
+   * @param {string} id @param {string | null} previous
+   */
+  placeAfter(id, previous) {
+    const from = this.#turns.findIndex((turn) => turn.id === id);
+    const to = this.#turns.findIndex((turn) => turn.id === previous);
+    if (from < 0 || to < from) return;
+    const [turn] = this.#turns.splice(from, 1);
+    this.#turns.splice(to, 0, turn);
+  }
+
+  /**
    * Close what was left open: a cough that never became a turn, a reply without a last word.
    * @param {"caller" | "agent"} side @param {string} [except]
    */
@@ -97,7 +109,10 @@ const TAKE = {
     captions.turn(event.item_id, "caller").phase = "speaking";
   },
   "input_audio_buffer.committed": (captions, event) => commit(captions.turn(event.item_id, "caller")),
-  "conversation.item.added": (captions, event) => takeItem(captions, event.item),
+  "conversation.item.added": (captions, event) => {
+    takeItem(captions, event.item);
+    captions.placeAfter(event.item?.id, event.previous_item_id);
+  },
   "conversation.item.done": (captions, event) => takeItem(captions, event.item),
   "voice_rtc.transcript.partial": (captions, event) => {
     const turn = captions.turn(event.item_id, "caller");

@@ -59,6 +59,13 @@ def heard(item: str, text: str, *, complete: bool = False) -> dict[str, Any]:
     return {"type": kind, "item_id": item, "text": text, "complete": complete}
 
 
+def added(item: str, part: dict[str, Any], after: str | None = None) -> dict[str, Any]:
+    entry = {"id": item, "type": "message", "role": "user", "content": [part]}
+    return {"type": "conversation.item.added", "item": entry, "previous_item_id": after}
+
+
+TYPED = {"type": "input_text", "text": "Typed."}
+SPOKEN = {"type": "input_audio", "transcript": None}
 DONE = {"type": "response.done", "response": {"id": "r", "status": "completed"}}
 
 STORIES: dict[str, tuple[list[dict[str, Any]], list[list[str]], str]] = {
@@ -91,6 +98,18 @@ STORIES: dict[str, tuple[list[dict[str, Any]], list[list[str]], str]] = {
             delta("b", "so."),
         ],
         [["caller", "final", "Really?", ""], ["agent", "speaking", "Yes so.", ""]],
+        "thinking",
+    ),
+    "what was typed while the caller spoke comes before it": (
+        [
+            final("0", "First."),
+            started("a"),
+            added("t", TYPED, after="0"),
+            committed("a"),
+            added("a", SPOKEN, after="t"),
+            final("a", "Spoken."),
+        ],
+        [["caller", "final", text, ""] for text in ("First.", "Typed.", "Spoken.")],
         "thinking",
     ),
     "a reply without its last event ends with the response": (

@@ -20,9 +20,9 @@ from voice_rtc.errors import EngineCrashed, EngineUnavailable
 SENTENCES = [
     "My code word is falcon river.",
     "What is the weather in Paris today?",
-    "How many zebras can you see?",
+    "Tell me more about London.",
     "This is caller seven, my code word is silver dolphin.",
-    "Turn off the kitchen lantern.",
+    "Turn off the lantern.",
 ]
 
 

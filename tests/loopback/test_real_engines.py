@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from signaling.main import Server
-from tests.engines.speech import say as synthesize
-from tests.support.audio import WHISPER_SYNTHETIC, Clip, resample, speech_clips
+from tests.loopback.voices import heard_as, spoken
+from tests.support.audio import WHISPER_SYNTHETIC, Clip, speech_clips
 from tests.support.caller import Caller, calling
 from tests.support.server import serving
-from voice_rtc.core.audio import LISTEN_RATE_HZ, SEND_RATE_HZ, Samples, rms_dbfs
-from voice_rtc.engines.tts.espeak import EspeakTts
+from voice_rtc.core.audio import rms_dbfs
 
 SENTENCES = (
     "hello how are you today",
@@ -22,25 +21,6 @@ SENTENCES = (
     "tell me a joke about computers",
 )
 GRAMMAR = "|".join(SENTENCES)
-
-
-async def spoken(text: str) -> Samples:
-    """``text`` in espeak-ng's voice, 48 kHz."""
-    engine = EspeakTts()
-    await engine.start()
-    try:
-        samples = await synthesize(engine, text)
-    finally:
-        await engine.aclose()
-    return resample(samples, LISTEN_RATE_HZ, SEND_RATE_HZ)
-
-
-async def heard_as(caller: Caller, samples: Samples) -> str:
-    before = len(caller.events)
-    await caller.say(samples)
-    done = await caller.event("conversation.item.input_audio_transcription.completed", after=before)
-    text: str = done["transcript"]
-    return text
 
 
 @pytest.fixture
