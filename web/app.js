@@ -8,6 +8,7 @@ import { Activity } from "/static/activity.js";
 import { Call } from "/static/call.js";
 import { Captions } from "/static/captions.js";
 import { CallFailure, isQuietEnd, noticeFor, noticeForEvent, noticeForReply } from "/static/errors.js";
+import { bindHolding } from "/static/holding.js";
 import { dropTalk, pressTalk, releaseTalk, stopReply, turnDetection, typedTurn } from "/static/messages.js";
 import { LevelMeter } from "/static/meter.js";
 import { watchReadiness } from "/static/readiness.js";
@@ -82,6 +83,7 @@ class CallPage {
   #remoteMeter = null;
   #remoteEnergy = 0;
   #connectedAt = 0;
+  #drawing = false;
   #statisticsTimer = 0;
   #chosen = { microphone: "", speaker: "", canChooseSpeaker: canChooseSpeaker() };
 
@@ -107,7 +109,6 @@ class CallPage {
       this.readiness = readiness;
       this.#view.showServer(readiness);
     });
-    requestAnimationFrame(() => this.#drawLevels());
   }
 
   // ------------------------------------------------------------ placing and ending a call
@@ -151,6 +152,7 @@ class CallPage {
     // Pending until a click allows it where autoplay is blocked; the meters then stay at zero.
     void this.#context.resume();
     this.#setStatus("connecting");
+    this.#startDrawing();
   }
 
   /** @param {AbortSignal} signal @returns {Promise<MediaStreamTrack>} */
@@ -396,11 +398,19 @@ class CallPage {
     this.#view.showDevices(await listDevices(), this.#chosen);
   }
 
+  #startDrawing() {
+    if (this.#drawing) return; // the last call's loop has not seen its end yet
+    this.#drawing = true;
+    this.#drawLevels();
+  }
+
   #drawLevels() {
     this.localLevel = this.#localMeter?.read() ?? 0;
     this.remoteLevel = this.#remoteMeter?.read() ?? 0;
     this.#view.showLevels(this.localLevel, this.remoteLevel);
-    requestAnimationFrame(() => this.#drawLevels());
+    // An idle page draws nothing.
+    if (this.#attempt) requestAnimationFrame(() => this.#drawLevels());
+    else this.#drawing = false;
   }
 
   // ------------------------------------------------------------ what is shown
@@ -500,63 +510,17 @@ class CallPage {
       event.preventDefault();
       this.#sendText(this.#view.takeText());
     });
-    this.#bindTalking();
+    bindHolding(/** @type {HTMLElement} */ (document.getElementById("hold")), {
+      canTalk: () => this.#talk.enabled && this.status === "live" && !this.textOnly,
+      isHeld: () => this.#talk.held,
+      press: () => this.#pressTalk(true),
+      release: () => this.#pressTalk(false),
+    });
     navigator.mediaDevices?.addEventListener("devicechange", () => void this.#refreshDevices());
     window.addEventListener("pagehide", () => {
       if (this.#attempt) this.#hangUp();
     });
   }
-
-  #bindTalking() {
-    const hold = /** @type {HTMLElement} */ (document.getElementById("hold"));
-    hold.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0) return;
-      hold.setPointerCapture(event.pointerId);
-      this.#pressTalk(true);
-    });
-    for (const type of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      hold.addEventListener(type, () => this.#pressTalk(false));
-    }
-    hold.addEventListener("contextmenu", (event) => event.preventDefault()); // a long press on a phone
-    window.addEventListener("blur", () => this.#pressTalk(false));
-    const focus = watchFocus();
-    document.addEventListener("keydown", (event) => {
-      if (!this.#isTalkKey(event, hold, focus)) return;
-      event.preventDefault();
-      if (!event.repeat) this.#pressTalk(true);
-    });
-    document.addEventListener("keyup", (event) => {
-      if (!this.#talk.held && !this.#isTalkKey(event, hold, focus)) return;
-      if (event.key !== " " && event.key !== "Enter") return;
-      event.preventDefault(); // else the button in focus is clicked
-      this.#pressTalk(false);
-    });
-  }
-
-  /**
-   * The space bar talks, unless it has a meaning where the focus is: in a text field, or on a
-   * control that was reached with the keyboard.
-   */
-  #isTalkKey(event, hold, focus) {
-    if (!this.#talk.enabled || this.status !== "live" || this.textOnly) return false;
-    if (event.target === hold) return event.key === " " || event.key === "Enter";
-    if (event.key !== " " || event.target.closest("input, select")) return false;
-    return focus.byPointer || !event.target.closest("button, summary");
-  }
-}
-
-/** Was the focus last moved by a pointer? A button keeps the focus after a click. */
-function watchFocus() {
-  const focus = { byPointer: true };
-  document.addEventListener("pointerdown", () => (focus.byPointer = true), true);
-  document.addEventListener(
-    "keydown",
-    (event) => {
-      if (event.key === "Tab") focus.byPointer = false;
-    },
-    true,
-  );
-  return focus;
 }
 
 const page = new CallPage();

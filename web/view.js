@@ -92,7 +92,7 @@ export class View {
   showLevels(local, remote) {
     showLevel(element("local-meter"), local);
     showLevel(element("remote-meter"), remote);
-    element("call").style.setProperty("--level", remote.toFixed(2));
+    setLevel(element("call"), remote);
   }
 
   /** @param {{response: number | null, roundTrip: number | null, seconds: number | null}} figures */
@@ -215,9 +215,15 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** Setting an equal value would have the browser draw for nothing. */
+function setLevel(node, level) {
+  const value = level.toFixed(2);
+  if (node.style.getPropertyValue("--level") !== value) node.style.setProperty("--level", value);
+}
+
 /** @param {HTMLElement} meter @param {number} level */
 function showLevel(meter, level) {
-  meter.style.setProperty("--level", level.toFixed(3));
+  setLevel(meter, level);
   const percent = String(Math.round(level * 20) * 5); // coarse: read when asked, not a stream of changes
   if (meter.getAttribute("aria-valuenow") !== percent) meter.setAttribute("aria-valuenow", percent);
 }

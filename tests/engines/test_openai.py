@@ -116,7 +116,10 @@ async def test_an_answer_that_breaks_off(
 
 @pytest.mark.parametrize(("mode", "text"), [("hang", ""), ("stall", "Hello")])
 async def test_deadlines(server: OpenAiServer, mode: Mode, text: str) -> None:
-    llm = OpenAiLlm(OpenAiSettings("m", server.base_url, first_token_seconds=0.5, gap_seconds=0.05))
+    first = 0.2 if mode == "hang" else 30.0
+    llm = OpenAiLlm(
+        OpenAiSettings("m", server.base_url, first_token_seconds=first, gap_seconds=0.05)
+    )
     await llm.start()
     server.mode = mode
     before, error = await failure(llm)
