@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -31,7 +31,7 @@ ConfigFile = Annotated[
 ]
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """How settings are printed."""
 
     table = "table"
