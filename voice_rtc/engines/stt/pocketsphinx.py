@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import msgspec
@@ -158,6 +159,8 @@ class PocketsphinxStt:
         self._setup: protocol.Setup | None = None
         self._keys = itertools.count(1)
         self._dead: Inbox[_Worker] = Inbox(1024, Policy.DROP_OLDEST)
+        # Open from `start` to `aclose`, which may run in different tasks: the keeper must not raise.
+        self._tasks = AsyncExitStack()
         self._keeper: asyncio.Task[None] | None = None
         self._sessions: set[PocketsphinxSession] = set()
         self._closed = False
@@ -210,9 +213,8 @@ class PocketsphinxStt:
                 await worker.start(self._setup)
             except EngineCrashed as error:
                 raise EngineUnavailable(f"pocketsphinx cannot be started: {error}") from error
-        loop = asyncio.get_running_loop()
-        # The one task of this engine; aclose() ends it and waits for it.
-        self._keeper = loop.create_task(self._keep_alive(), name="stt-pocketsphinx:keeper")
+        group = await self._tasks.enter_async_context(asyncio.TaskGroup())
+        self._keeper = group.create_task(self._keep_alive(), name="stt-pocketsphinx:keeper")
 
     async def open(self) -> PocketsphinxSession:
         """A fresh session. Raises EngineUnavailable before `start` and after `aclose`."""
@@ -230,7 +232,7 @@ class PocketsphinxStt:
         self._dead.close()
         if self._keeper is not None:
             self._keeper.cancel()
-            await asyncio.wait([self._keeper])
+        await self._tasks.aclose()
         for worker in self._workers:
             await worker.aclose()
 
@@ -250,6 +252,8 @@ class PocketsphinxStt:
             except EngineError as error:
                 # A start that fails ends in a death, which has put the worker in line again.
                 _log.error("stt_worker_restart_failed", worker=worker.number, error=str(error))
+            except Exception:  # noqa: BLE001 - a root: without this loop no worker comes back
+                _log.exception("stt_worker_restart_failed", worker=worker.number)
 
     async def _restart(self, worker: _Worker) -> None:
         if self._setup is not None:
