@@ -8,6 +8,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser)
 # Extras of pyproject.toml, e.g. `make run EXTRAS=kokoro`.
 EXTRAS ?=
+comma := ,
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -50,12 +51,12 @@ $(VENV)/bin/pip:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "voice_rtc: installing Python packages into $(VENV), versions as in constraints.txt (about 600 MB)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "voice_rtc: installing Python packages with the development tools into $(VENV) (about 700 MB)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,$(EXTRAS)]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	@touch $@ $(VENV)/.installed
 
 .PHONY: chromium

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import math
 import re
 import sys
@@ -142,7 +143,7 @@ def _language_model(known: Sequence[str], vocabulary: Sequence[str]) -> str:
     P(b after a) = weight * share of b after a in the expected text + (1 - weight) / all words.
     """
     sequence = ["<s>", *known, "</s>"]
-    pairs = Counter(zip(sequence, sequence[1:], strict=False))
+    pairs = Counter(itertools.pairwise(sequence))
     starts = Counter(sequence[:-1])
     even = 1 / (len(vocabulary) + 1)
     unigrams = [f"{math.log10(even):.4f} </s> 0"]

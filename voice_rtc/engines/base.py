@@ -243,7 +243,8 @@ class TtsEngine(Engine, Protocol):
         """Speak ``text`` (a clause or a sentence): chunks with ``at`` counted from its start.
 
         An async generator: ``aclose()`` or cancelling its reader aborts the synthesis at once.
-        A reader that is slow slows the synthesis; at most two seconds are made ahead of it.
+        A reader that is slow slows the synthesis; at most one short piece of text (some 240
+        characters) is made ahead of it.
         Text without anything to speak yields nothing. Raises EngineError.
         """
         ...

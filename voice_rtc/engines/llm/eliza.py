@@ -18,6 +18,12 @@ from voice_rtc.engines.base import EngineInfo, LlmEvent, LlmOptions, TextDelta
 from voice_rtc.engines.llm.openai import AS_CONFIGURED
 from voice_rtc.errors import EngineUnavailable
 
+_FEW_WORDS = 4
+_INVITATIONS = (
+    "Would you tell me more about that?",
+    "What else comes to your mind?",
+    "How long have you thought about it?",
+)
 _LONGEST_INPUT = 300
 _OPENING = "Hello. How are you feeling today?"
 _NOTHING_HEARD = "I did not hear anything. Please go on."
@@ -54,7 +60,8 @@ class ElizaRules:
         for rule in self._rules:
             if found := rule.pattern.match(said):
                 answers = [self._fill(answer, found) for answer in rule.answers]
-                return chance.choice([each for each in answers if each != last] or answers)
+                fresh = [each for each in answers if not last.startswith(each)]
+                return _inviting(chance.choice(fresh or answers), chance)
         return _NOTHING_HEARD
 
     def _fill(self, answer: str, found: re.Match[str]) -> str:
@@ -112,6 +119,13 @@ class ElizaLlm:
         answered = [message.content for message in messages if message.role == "assistant"]
         digest = zlib.crc32("\n".join(said).encode("utf-8", "replace"), self._seed & 0xFFFFFFFF)
         return rules.answer(said[-1], random.Random(digest), answered[-1] if answered else "")
+
+
+def _inviting(answer: str, chance: random.Random) -> str:
+    """``answer``; one of a few words gets a question after it, so that the talk goes on."""
+    if len(answer.split()) > _FEW_WORDS:
+        return answer
+    return f"{answer} {chance.choice(_INVITATIONS)}"
 
 
 def _normalized(said: str) -> str:

@@ -159,7 +159,7 @@ class PocketsphinxStt:
         self._setup: protocol.Setup | None = None
         self._keys = itertools.count(1)
         self._dead: Inbox[_Worker] = Inbox(1024, Policy.DROP_OLDEST)
-        # Open from `start` to `aclose`, which may run in different tasks: the keeper must not raise.
+        # Open from `start` to `aclose`, maybe in different tasks: so the keeper must not raise.
         self._tasks = AsyncExitStack()
         self._keeper: asyncio.Task[None] | None = None
         self._sessions: set[PocketsphinxSession] = set()
