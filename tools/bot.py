@@ -51,7 +51,7 @@ from voice_rtc.core.audio import (
 
 _HTTP_SECONDS = 10.0
 _TAIL_SECONDS = 0.2
-"""Listened on after a reply: its end is still in the jitter buffer, and must not count as the next."""
+"""Listened on after a reply: its end is still in the jitter buffer and is not the next one's."""
 _LONGEST_HOLE_SECONDS = 60.0
 """A longer hole between two frames is not kept in a recording as silence."""
 _SILENT_WITHIN_SECONDS = 0.5

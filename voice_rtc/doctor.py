@@ -21,6 +21,11 @@ import ifaddr
 import psutil
 
 from voice_rtc.config import Settings
+from voice_rtc.engines import hub
+from voice_rtc.engines.hub import local_folder
+from voice_rtc.engines.stt import whisper
+from voice_rtc.engines.tts import kokoro
+from voice_rtc.errors import EngineError
 
 _REACH_SECONDS = 2.0
 _LEAST_MEMORY_GB = 1.5
@@ -142,47 +147,56 @@ def _bundled_opus() -> str | None:
 
 
 def _speech_to_text(settings: Settings) -> Iterator[Check]:
-    model = settings.stt.model or "base"
-    if Path(model).is_dir():
-        missing = [n for n in ("model.bin", "tokenizer.json") if not (Path(model) / n).is_file()]
-        if missing:
-            yield Check("Whisper", "fail", f"{model} has no {missing[0]}", "complete the folder")
-        else:
-            yield Check("Whisper", "ok", model)
-        return
-    if _in_hub_cache(f"faster-whisper-{model}"):
-        yield Check("Whisper", "ok", f"{model} is in the hub cache")
-    elif settings.stt.download and _hub_is_reachable():
-        yield Check("Whisper", "ok", f"{model} will be fetched at the first start")
-    else:
-        yield Check(
-            "Whisper",
-            "warn",
-            f"no weights of {model} here and the hub cannot be reached: pocketsphinx is used, "
-            "which is good for commands and a demo, not for dictation",
-            "put a faster-whisper model in a folder and set VOICE_RTC_STT__MODEL to it",
-        )
+    stt = settings.stt
+    model = stt.model or whisper.DEFAULT_MODEL
+    yield _weights(
+        "Whisper",
+        lambda: local_folder(model, whisper.REQUIRED_FILES),
+        lambda: whisper.weights_of(model),
+        may_download=stt.download,
+        otherwise="pocketsphinx is used, which is good for commands and a demo, not for dictation",
+        remedy="put a faster-whisper model in a folder and set VOICE_RTC_STT__MODEL to it",
+    )
 
 
 def _text_to_speech(settings: Settings) -> Iterator[Check]:
-    if not importlib.util.find_spec("kokoro"):
-        yield Check(
-            "Kokoro",
-            "warn",
-            "not installed: espeak-ng speaks, clear but robotic",
-            "make run EXTRAS=kokoro, or pip install 'voice-rtc[kokoro]'",
-        )
-    elif settings.tts.model and not Path(settings.tts.model).is_dir():
-        yield Check("Kokoro", "fail", f"no folder {settings.tts.model}", "mend tts.model")
-    elif settings.tts.model or _in_hub_cache("Kokoro-82M") or _hub_is_reachable():
-        yield Check("Kokoro", "ok", settings.tts.model or "weights from the hub")
-    else:
-        yield Check(
-            "Kokoro",
-            "warn",
-            "installed, but no weights here and the hub cannot be reached",
-            "put config.json, the weights and voices in a folder and set VOICE_RTC_TTS__MODEL",
-        )
+    tts = settings.tts
+    if missing := kokoro.why_not_installed():
+        remedy = "make run EXTRAS=kokoro, or pip install 'voice-rtc[kokoro]'"
+        yield Check("Kokoro", "warn", f"{missing}: espeak-ng speaks, clear but robotic", remedy)
+        return
+    yield _weights(
+        "Kokoro",
+        lambda: local_folder(tts.model, ("config.json",)) if tts.model else None,
+        lambda: kokoro.weights_of(tts.voice),
+        may_download=tts.download,
+        otherwise="espeak-ng speaks, clear but robotic",
+        remedy="put config.json, the weights and voices in a folder and set VOICE_RTC_TTS__MODEL",
+    )
+
+
+def _weights(
+    name: str,
+    local: Callable[[], Path | None],
+    on_hub: Callable[[], hub.Weights],
+    *,
+    may_download: bool,
+    otherwise: str,
+    remedy: str,
+) -> Check:
+    """Where a model's weights would come from."""
+    try:
+        if folder := local():
+            return Check(name, "ok", str(folder))
+        weights = on_hub()
+    except EngineError as error:
+        return Check(name, "fail", str(error), remedy)
+    if folder := hub.cached(weights):
+        return Check(name, "ok", str(folder))
+    why = hub.probe() if may_download else "downloads are off"
+    if not why:
+        return Check(name, "ok", f"{weights.repository} will be fetched at the first start")
+    return Check(name, "warn", f"{weights.repository} is not here, {why}: {otherwise}", remedy)
 
 
 def _language_model(settings: Settings) -> Iterator[Check]:
@@ -238,21 +252,6 @@ def _machine(_settings: Settings) -> Iterator[Check]:
     disk = shutil.disk_usage(Path.home()).free / 2**30
     if disk < 1.0:
         yield Check("Disk", "warn", f"{disk:.1f} GiB free at home", "weights need about 1 GiB")
-
-
-def _in_hub_cache(name: str) -> bool:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    cache = Path(HF_HUB_CACHE)
-    return any(cache.glob(f"models--*--{name}/snapshots/*/*"))
-
-
-def _hub_is_reachable() -> bool:
-    from huggingface_hub import constants
-
-    url = urlsplit(constants.ENDPOINT)
-    port = url.port or (443 if url.scheme == "https" else 80)
-    return not constants.HF_HUB_OFFLINE and _connects(url.hostname or "", port)
 
 
 def _connects(host: str, port: int) -> bool:

@@ -98,7 +98,7 @@ def cached(weights: Weights) -> Path | None:
 
 async def why_unreachable(worker: EngineWorker) -> str:
     """Why the hub cannot be asked, found out within seconds; "" when it answers."""
-    return await worker.run(_probe)
+    return await worker.run(probe)
 
 
 async def fetch(weights: Weights, worker: EngineWorker, progress: DownloadProgress) -> Path:
@@ -125,7 +125,8 @@ def cache_folder() -> str:
     return str(constants.HF_HUB_CACHE)
 
 
-def _probe() -> str:
+def probe() -> str:
+    """`why_unreachable`, blocking for at most some seconds."""
     import httpx2
     from huggingface_hub import constants
 

@@ -1,0 +1,167 @@
+"""The command line, as a new user and as an operator types it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.support.caller import calling
+from voice_rtc import __version__
+from voice_rtc.cli import reference
+from voice_rtc.config import Settings
+from voice_rtc.doctor import examine
+
+ROOT = Path(__file__).parent.parent
+
+
+def voice_rtc(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "voice_rtc", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_version() -> None:
+    assert voice_rtc("--version").stdout.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (["config"], {"VOICE_RTC_LLM__MODLE": "x"}, "did you mean VOICE_RTC_LLM__MODEL?"),
+        (["serve"], {"VOICE_RTC_SERVER__PORT": "many"}, "server.port"),
+        (["serve", "--config", "/no/such/file.toml"], {}, "/no/such/file.toml"),
+        (["serve", "--fake", "--embedded"], {}, "exclude each other"),
+        (["serve", "--log-level", "loud"], {}, "log.level"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_exit_status_two(
+    arguments: list[str], environment: dict[str, str], words: str
+) -> None:
+    done = voice_rtc(*arguments, **environment)
+    assert done.returncode == 2
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_config_tells_values_and_origins_and_hides_secrets(tmp_path: Path) -> None:
+    file = tmp_path / "v.toml"
+    file.write_text('[llm]\nmodel = "mine"\n')
+    done = voice_rtc("config", "--config", str(file), OPENAI_API_KEY="sk-secret", COLUMNS="320")
+    assert "sk-secret" not in done.stdout
+    assert "environment OPENAI_API_KEY" in done.stdout
+    assert f"file {file}" in done.stdout
+    toml = tomllib.loads(voice_rtc("config", "--format", "toml", "--config", str(file)).stdout)
+    assert toml["llm"]["model"] == "mine"
+    assert toml["server"]["port"] == 8080
+
+
+def test_the_reference_of_settings_is_up_to_date() -> None:
+    written = (ROOT / "docs" / "configuration.md").read_text()
+    assert written == reference(), "run `make docs`"
+
+
+def test_the_doctor_finds_a_taken_port_and_says_what_to_do() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = Settings(server={"host": "127.0.0.1", "port": port})
+        check = next(c for c in examine(settings) if c.name == "HTTP port")
+    assert check.status == "fail" and "--port" in check.remedy
+
+
+def test_the_doctor_names_what_is_missing(tmp_path: Path) -> None:
+    settings = Settings(
+        server={"tls_certificate": tmp_path / "none.pem", "tls_key": tmp_path / "none.key"},
+        stt={"model": str(tmp_path)},
+        llm={"base_url": f"http://127.0.0.1:{free_port()}/v1"},
+    )
+    failed = {check.name: check for check in examine(settings) if check.status == "fail"}
+    assert {"HTTPS", "Whisper", "Language model"} <= set(failed)
+    assert all(check.remedy for check in failed.values())
+
+
+def test_doctor_as_json() -> None:
+    done = voice_rtc("doctor", "--json", VOICE_RTC_SERVER__PORT=str(free_port()))
+    checks = json.loads(done.stdout)
+    assert {"name", "status", "finding", "remedy"} == set(checks[0])
+    assert done.returncode == (1 if any(c["status"] == "fail" for c in checks) else 0)
+
+
+@asynccontextmanager
+async def served(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """`voice-rtc serve` in a process of its own, ready."""
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "voice_rtc", "serve", "--host", "127.0.0.1", "--port", str(port),
+        *arguments, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip  # reads as the command line that it is
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(40):
+            while b"ready" not in (line := await process.stderr.readline()):
+                assert line, "the server ended before it was ready"
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def test_sigterm_tells_callers_and_waits_for_them() -> None:
+    async with asyncio.timeout(55), served("--fake") as (process, url):
+        async with calling(url) as caller:
+            process.send_signal(signal.SIGTERM)
+            going = await caller.event("voice_rtc.going_away")
+            assert going["deadline_seconds"] == 20.0
+            await caller.hang_up()
+            await caller.event("voice_rtc.call.ended")
+        assert await process.wait() == 0
+
+
+async def test_a_second_signal_ends_the_calls_at_once() -> None:
+    async with asyncio.timeout(55), served("--fake") as (process, url), calling(url) as caller:
+        process.send_signal(signal.SIGTERM)
+        await caller.event("voice_rtc.going_away")
+        process.send_signal(signal.SIGTERM)
+        ended = await caller.event("voice_rtc.call.ended")
+        assert ended["reason"] == "server_shutdown"
+        assert await process.wait() == 0
+
+
+async def test_embedded_engines_serve_from_the_command_line() -> None:
+    async with asyncio.timeout(55), served("--embedded") as (process, url):
+        async with aiohttp.ClientSession() as http, http.get(f"{url}/readyz") as response:
+            names = {e["kind"]: e["name"] for e in (await response.json())["engines"]}
+        assert names == {
+            "vad": "silero",
+            "stt": "pocketsphinx",
+            "llm": "eliza",
+            "tts": "espeak-ng",
+        }
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0

@@ -1,0 +1,325 @@
+"""The headless caller against a whole server, and its reading of what it got."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from tests.support.audio import constant, tone
+from tests.support.server import serving
+from tools import bot
+from tools.bot import BotOptions, BotReport, CallFailed, HeardFrame, Received, call
+from tools.wav import read_wav, write_wav
+from voice_rtc.core.audio import Samples, silence
+from voice_rtc.engines.base import EngineSet, LlmEngine, TtsEngine
+from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
+from voice_rtc.engines.tts.espeak import EspeakTts
+
+LONG = "This reply goes on for quite a while, so that there is time to speak over it at leisure."
+SPEECH = tone(0.6)
+
+
+def engines(llm: LlmEngine | None = None, tts: TtsEngine | None = None) -> EngineSet:
+    stt = ScriptedStt(["Hello there.", "How are you?"])
+    return EngineSet(ThresholdVad(), stt, llm or EchoLlm(), tts or ToneTts())
+
+
+def failed(report: BotReport) -> list[str]:
+    return [check.name for check in report.checks if not check.passed]
+
+
+# ---------------------------------------------------------------------------- whole calls
+
+
+async def test_turns_are_understood_and_answered():
+    async with serving(engines()) as server:
+        report = await call(BotOptions(SPEECH, server.url, turns=2))
+    assert failed(report) == []
+    assert report.passed
+    assert [turn.transcript for turn in report.turns] == ["Hello there.", "How are you?"]
+    assert [turn.reply_text for turn in report.turns] == [
+        "You said: Hello there.",
+        "You said: How are you?",
+    ]
+    for turn in report.turns:
+        assert turn.reply_status == "completed"
+        assert turn.reply_seconds == pytest.approx(0.06 * len(turn.reply_text), abs=0.1)
+        assert turn.reply_dbfs == pytest.approx(-15.3, abs=1.0)  # a sine with a peak of 8000
+        assert turn.frames_received == turn.frames_expected
+        assert turn.response_seconds is not None and turn.response_seconds > 0
+    assert report.setup_seconds is not None
+    assert report.events["response.done"] == 2
+
+
+async def test_a_typed_message_needs_no_speech():
+    async with serving(engines()) as server:
+        report = await call(BotOptions(url=server.url, text="What is this?"))
+    assert failed(report) == []
+    assert report.turns[0].typed
+    assert report.turns[0].reply_text == "You said: What is this?"
+
+
+async def test_a_greeting_is_listened_to_first():
+    async with serving(engines(), session={"greeting": "Good day."}) as server:
+        report = await call(BotOptions(SPEECH, server.url))
+    assert failed(report) == []
+    assert report.turns[0].reply_text == "You said: Hello there."
+
+
+async def test_a_barge_in_silences_the_reply_and_is_answered():
+    async with serving(engines(EchoLlm([LONG, "Very well."]))) as server:
+        report = await call(BotOptions(SPEECH, server.url, barge_in_seconds=0.5))
+    assert failed(report) == []
+    first, second = report.turns
+    assert (first.reply_status, second.reply_status) == ("cancelled", "completed")
+    assert second.reply_text == "Very well."
+    assert report.barge_in is not None
+    assert LONG.startswith(report.barge_in.heard_text or "nothing")
+    assert report.barge_in.heard_complete is False
+    assert first.reply_seconds < 0.06 * len(LONG)
+
+
+async def test_a_reply_too_short_for_the_barge_in_is_an_error():
+    async with serving(engines(EchoLlm(["Yes."]))) as server:
+        report = await call(BotOptions(SPEECH, server.url, barge_in_seconds=1.5))
+    assert not report.passed
+    assert "was over before the barge-in" in report.errors[0]
+
+
+async def test_another_transcript_than_expected_fails():
+    async with serving(engines()) as server:
+        options = BotOptions(SPEECH, server.url, check_text="hello where")
+        report = await call(options)
+    assert failed(report) == ["turn 1 understood as expected"]
+
+
+async def test_some_word_errors_can_be_allowed():
+    async with serving(engines()) as server:
+        options = BotOptions(SPEECH, server.url, check_text="hello where", most_word_errors=0.5)
+        report = await call(options)
+    assert report.passed
+
+
+async def test_a_reply_that_says_its_text_passes_the_second_recogniser():
+    async with serving(engines(EchoLlm(["I am glad to hear that."]), EspeakTts())) as server:
+        report = await call(BotOptions(SPEECH, server.url, check_reply=True))
+    assert failed(report) == []
+    found = report.turns[0].reply_recognised
+    assert found is not None and found.text == "i am glad to hear that"
+
+
+async def test_a_reply_that_only_makes_noise_fails_it():
+    async with serving(engines()) as server:
+        report = await call(BotOptions(SPEECH, server.url, check_reply=True))
+    assert failed(report) == ["turn 1 reply says its text"]
+
+
+async def test_a_call_that_the_server_ends_is_reported():
+    async with serving(engines(EchoLlm([LONG])), session={"max_call_seconds": 1.5}) as server:
+        report = await call(BotOptions(SPEECH, server.url))
+    assert not report.passed
+    assert "max_duration" in report.errors[0]
+
+
+async def test_a_call_that_takes_too_long_says_what_it_waits_for():
+    async def never(_seconds: float) -> None:
+        await asyncio.Event().wait()
+
+    async with serving(engines(EchoLlm(delay=never))) as server:
+        report = await call(BotOptions(SPEECH, server.url, max_seconds=2.5))
+    assert report.errors == ["not over after 2.5 s, while waiting for the reply to turn 1"]
+    assert report.turns[0].transcript == "Hello there."
+
+
+async def test_a_refused_call_shows_the_answer():
+    async with serving(engines()) as server:
+        with pytest.raises(CallFailed, match=re.compile("answered 404: .*error", re.DOTALL)):
+            await call(BotOptions(SPEECH, f"{server.url}/nowhere"))
+
+
+async def test_the_command_line_writes_report_and_recording(tmp_path):
+    write_wav(tmp_path / "say.wav", SPEECH)
+    async with serving(engines()) as server:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tools.bot", str(tmp_path / "say.wav"), "--url", server.url),
+            *("--json", str(tmp_path / "report.json"), "--save", str(tmp_path / "got.wav")),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        printed, _ = await process.communicate()
+    assert process.returncode == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["passed"] is True
+    assert report["turns"][0]["transcript"] == "Hello there."
+    assert np.abs(read_wav(tmp_path / "got.wav")).max() > 5000
+    assert b"Hello there." in printed
+
+
+# ------------------------------------------------------------------------- the command line
+
+
+def test_no_server_is_one_clear_line(tmp_path, capsys):
+    write_wav(tmp_path / "say.wav", SPEECH)
+    # Nothing can listen on port 1 here: it needs root and nobody uses it.
+    assert bot.main([str(tmp_path / "say.wav"), "--url", "http://127.0.0.1:1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("bot: cannot reach http://127.0.0.1:1/")
+    assert error.count("\n") == 1
+
+
+def test_a_file_that_is_no_sound_is_one_clear_line(tmp_path, capsys):
+    (tmp_path / "say.wav").write_text("hello")
+    assert bot.main([str(tmp_path / "say.wav")]) == 2
+    assert "not a PCM WAV file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [[], ["--text", "hello", "--barge-in", "1"]])
+def test_what_cannot_be_done_is_refused(given, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bot.main(given)
+    assert stopped.value.code == 2
+
+
+# ------------------------------------------------------------- reading what came of a call
+
+
+def event(kind: str, at: float = 0.0, **fields: object) -> Received:
+    return Received(at, {"type": kind, **fields})
+
+
+def committed(item: str) -> Received:
+    return event("input_audio_buffer.committed", item_id=item)
+
+
+def understood(item: str, text: str) -> Received:
+    kind = "conversation.item.input_audio_transcription.completed"
+    return event(kind, item_id=item, transcript=text)
+
+
+def created(response: str, at: float = 0.0) -> Received:
+    return event("response.created", at, response={"id": response})
+
+
+def done(response: str, status: str = "completed") -> Received:
+    return event("response.done", response={"id": response, "status": status})
+
+
+def playing(change: str, response: str) -> Received:
+    return event(f"output_audio_buffer.{change}", response_id=response)
+
+
+ANSWERED = [
+    committed("a"),
+    understood("a", "Hello."),
+    created("r"),
+    playing("started", "r"),
+    done("r"),
+    playing("stopped", "r"),
+]
+
+
+def test_a_turn_is_settled_when_its_reply_has_been_played():
+    assert bot.settled(ANSWERED)
+
+
+@pytest.mark.parametrize("length", range(len(ANSWERED)))
+def test_it_is_not_settled_before(length):
+    assert not bot.settled(ANSWERED[:length])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [event("input_audio_buffer.speech_started", item_id="b")],
+        [committed("b")],
+        [committed("b"), understood("b", "And more.")],
+        [created("s"), playing("started", "s")],
+        [created("s"), done("s", "cancelled")],
+    ],
+)
+def test_speech_behind_the_reply_unsettles_it(more):
+    assert not bot.settled([*ANSWERED, *more])
+
+
+def test_speech_without_words_needs_no_reply():
+    assert bot.settled([committed("a"), understood("a", "")])
+    assert bot.settled([*ANSWERED, committed("b"), understood("b", "")])
+
+
+def frame(at: float, number: int, samples: Samples) -> HeardFrame:
+    return HeardFrame(at, number * 960, samples, bool(samples.any()))
+
+
+LOUD = constant(5000, 960)
+
+
+def test_a_recording_has_silence_where_frames_were_lost():
+    sound = bot.recorded([frame(0.0, 5, LOUD), frame(0.02, 7, LOUD)])
+    assert np.array_equal(sound, np.concatenate([LOUD, silence(960), LOUD]))
+
+
+def test_a_leap_of_the_clock_is_no_hole():
+    sound = bot.recorded([frame(0.0, 5, LOUD), frame(0.02, 5_000_000, LOUD)])
+    assert len(sound) == 2 * 960
+
+
+def test_lost_frames_are_counted_between_the_first_and_last_audible_one():
+    turn = bot.Turn(0, 0.0, bot.Speaking(0.0, 1.0, sent=True))
+    frames = [
+        frame(1.5, 0, silence(960)),
+        frame(2.0, 25, LOUD),
+        frame(2.06, 28, LOUD),
+        frame(2.08, 29, silence(960)),
+    ]
+    events = [*ANSWERED[:2], created("r", at=1.2), *ANSWERED[3:]]
+    report, _ = bot.report_turns([turn], events, frames)[0]
+    assert (report.frames_received, report.frames_expected) == (2, 4)
+    assert report.response_seconds == 1.0
+
+
+def barge_in(last_audible_at: float) -> bot.BargeInReport:
+    turns = [
+        bot.Turn(0, 0.0, bot.Speaking(0.0, 1.0, sent=True)),
+        bot.Turn(4, 3.0, bot.Speaking(3.1, 3.5, sent=True)),
+    ]
+    events = [
+        *(committed("a"), understood("a", "Hello."), created("r", at=1.5)),
+        playing("started", "r"),
+        event("output_audio_buffer.cleared", 3.4, response_id="r"),
+        event("conversation.item.truncated", 3.4, item_id="i"),
+        event("voice_rtc.reply.heard", 3.4, text="You", complete=False, audio_end_ms=900),
+        done("r", "cancelled"),
+        *(committed("b"), understood("b", "Stop."), created("s", at=4.5), done("s")),
+    ]
+    frames = [frame(2.0, 0, LOUD), frame(last_audible_at, 60, LOUD), frame(4.6, 200, LOUD)]
+    return bot.report_barge_in(turns, events, frames)
+
+
+def test_the_times_of_a_barge_in():
+    report = barge_in(3.45)
+    assert report.silence_seconds == pytest.approx(0.35)
+    assert report.silence_after_confirmed_seconds == pytest.approx(0.05)
+    assert (report.heard_text, report.heard_complete, report.audio_end_ms) == ("You", False, 900)
+    assert report.next_turn_works
+
+
+def test_a_reply_that_goes_on_is_not_silenced():
+    options = BotOptions(SPEECH, barge_in_seconds=1.0)
+    for last, passed in ((3.5, True), (4.2, False)):
+        report = BotReport("", barge_in=barge_in(last))
+        checks = {check.name: check.passed for check in bot.checks_of(options, report)}
+        assert checks["barge-in silenced the reply"] is passed
+
+
+def test_a_barge_in_that_never_happened_fails():
+    report = BotReport("")
+    options = BotOptions(SPEECH, barge_in_seconds=1.0)
+    assert "barge-in happened" in [c.name for c in bot.checks_of(options, report) if not c.passed]
+
+
+def test_a_report_without_checks_has_not_passed():
+    assert not BotReport("").passed
