@@ -130,6 +130,4 @@ async def _load(
         return
     pool = registry.open(engines)
     state.ready(engines)
-    for info in engines.infos():
-        log.info("engine", kind=info.kind, name=info.name, model=info.model, reason=info.reason)
     log.info("ready", slots=pool.statistics().slots)

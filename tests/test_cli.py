@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -165,3 +166,88 @@ async def test_embedded_engines_serve_from_the_command_line() -> None:
         }
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 0
+
+
+def test_headers_may_be_secrets_and_are_masked() -> None:
+    headers = '{"Authorization": "Bearer sk-secret"}'
+    for style in ("table", "toml"):
+        done = voice_rtc("config", "--format", style, VOICE_RTC_LLM__HEADERS=headers, COLUMNS="320")
+        assert "Authorization" in done.stdout
+        assert "sk-secret" not in done.stdout
+
+
+def logged(level: str = "info", transcripts: bool = False, json_lines: bool = True) -> list[str]:
+    """What a program of its own writes: logging is set up once per process."""
+    program = (
+        "import logging, structlog\n"
+        "from voice_rtc import logs\n"
+        "from voice_rtc.config import LogSettings\n"
+        f"settings = LogSettings(level={level!r}, transcripts={transcripts}, "
+        f"json_lines={json_lines})\n"
+        "logs.configure(settings)\n"
+        "log = structlog.get_logger('voice_rtc')\n"
+        "log.debug('detail')\n"
+        "log.info('turn', text='my words', transcript='my words', reply=1)\n"
+        "logging.getLogger('aiortc').info('chatter')\n"
+        "logging.getLogger('aiortc').warning('trouble')\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=True)
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("json_lines", [True, False])
+def test_spoken_words_stay_out_of_the_log(json_lines: bool) -> None:
+    lines = logged(json_lines=json_lines)
+    assert any("turn" in line for line in lines)
+    assert not any("my words" in line for line in lines)
+
+
+def test_spoken_words_are_logged_when_asked_for() -> None:
+    assert json.loads(logged(transcripts=True)[0])["text"] == "my words"
+
+
+@pytest.mark.parametrize(
+    ("level", "events"),
+    [("debug", ["detail", "turn", "trouble"]), ("info", ["turn", "trouble"]), ("error", [])],
+)
+def test_the_log_level_counts_for_libraries_too(level: str, events: list[str]) -> None:
+    assert [json.loads(line)["event"] for line in logged(level)] == events
+
+
+def test_text_lines_have_no_colour_codes_in_a_file() -> None:
+    lines = logged(json_lines=False)
+    assert len(lines) == 2
+    assert "\x1b" not in "".join(lines)
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=40, check=False
+    )
+
+
+def test_make_passes_arguments_to_the_server() -> None:
+    assert "serve --fake --port 0" in make("--dry-run", "run", "ARGS=--fake --port 0").stdout
+
+
+def test_make_without_a_python_says_which_it_needs(tmp_path: Path) -> None:
+    done = make("run", "PYTHON=", f"VENV={tmp_path}/venv")
+    assert done.returncode != 0
+    assert "Python 3.11 or 3.12" in done.stderr
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert [pin for pin in pins if "==" not in pin or "@" in pin or "/" in pin] == []
+    pinned = {plain_name(pin) for pin in pins}
+    assert {plain_name(each) for each in wanted} - pinned == set()
+
+
+def plain_name(requirement: str) -> str:
+    """The package's name as indexes compare it."""
+    return re.split(r"[<>=!\[; ]", requirement)[0].lower().replace("_", "-")

@@ -38,7 +38,8 @@ def read_wav(path: Path, rate_hz: int = SEND_RATE_HZ) -> Samples:
 def write_wav(path: Path, samples: Samples, rate_hz: int = SEND_RATE_HZ) -> None:
     """Write mono 16 bit PCM. Raises UnusableWav."""
     try:
-        with wave.open(str(path), "wb") as file:
+        # Opened here: `wave` given a path it cannot open fails once more when it is collected.
+        with path.open("wb") as raw, wave.open(raw, "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
             file.setframerate(rate_hz)

@@ -192,6 +192,8 @@ def _type_of(field: FieldInfo) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, SecretStr):
         return "********" if value.get_secret_value() else ""
+    if isinstance(value, dict):
+        return json.dumps(dict.fromkeys(value, "********"))
     if isinstance(value, tuple):
         return json.dumps(value)
     return "" if value is None else str(value)

@@ -57,7 +57,7 @@ def _standard_library(
     root.handlers[:] = [handler]
     root.setLevel(max(level, logging.WARNING))
     for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
 def _without_none(_logger: Any, _method: str, entry: Entry) -> Entry:

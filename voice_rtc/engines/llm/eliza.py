@@ -18,7 +18,7 @@ from voice_rtc.engines.base import EngineInfo, LlmEvent, LlmOptions, TextDelta
 from voice_rtc.engines.llm.openai import AS_CONFIGURED
 from voice_rtc.errors import EngineUnavailable
 
-_FEW_WORDS = 4
+_FEW_WORDS = 9
 _INVITATIONS = (
     "Would you tell me more about that?",
     "What else comes to your mind?",
@@ -122,7 +122,8 @@ class ElizaLlm:
 
 
 def _inviting(answer: str, chance: random.Random) -> str:
-    """``answer``; one of a few words gets a question after it, so that the talk goes on."""
+    """``answer``; a short one gets a question after it: the talk goes on, and there is
+    something to interrupt."""
     if len(answer.split()) > _FEW_WORDS:
         return answer
     return f"{answer} {chance.choice(_INVITATIONS)}"
