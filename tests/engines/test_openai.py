@@ -133,7 +133,7 @@ async def test_closing_the_generator_closes_the_connection(
 ) -> None:
     server.mode = "slow"
     stream = llm.stream(ASKED)
-    server.go_on.set()
+    server.go_on.release()
     await anext(stream)
     assert not server.gone.is_set()
     await stream.aclose()

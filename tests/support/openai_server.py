@@ -12,7 +12,7 @@ from aiohttp import web
 
 Mode = Literal[
     "ok",  # streams the reply word by word
-    "slow",  # waits for `go_on` before each word
+    "slow",  # acquires `go_on` before each word
     "401",
     "429",
     "500",
@@ -35,7 +35,7 @@ class OpenAiServer:
         self.requests: list[dict[str, Any]] = []
         """Bodies of the chat completion requests."""
         self.authorizations: list[str] = []
-        self.go_on = asyncio.Event()
+        self.go_on = asyncio.Semaphore(0)
         self.gone = asyncio.Event()
         """Set when a client closed its connection before its answer was complete."""
         self.base_url = ""
@@ -87,8 +87,7 @@ class OpenAiServer:
         self, request: web.Request, response: web.StreamResponse, number: int
     ) -> None:
         if self.mode == "slow":
-            await self.go_on.wait()
-            self.go_on.clear()
+            await self.go_on.acquire()
         if number == 0:
             return
         if self.mode == "stall":
