@@ -40,6 +40,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "voice_rtc": (),
     "signaling.main": EVERYTHING,
     "signaling": ("signaling", "web", CORE, MEDIA, BASE, POOL, CALL, *LEAVES),
+    "tools.load": ("tools", CORE, ERRORS, "voice_rtc.engines.tts.espeak"),
     "tools": ("tools", CORE, ERRORS, "voice_rtc.engines.fakes"),
     "web": ("web",),
 }

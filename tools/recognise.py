@@ -6,9 +6,10 @@ somewhat likelier. The right text scores a word error rate near 0, another text 
 
 A loop of equally likely words, without the order, is too weak for synthetic voices: on ten
 espeak-ng replies through Opus the right text scored 0.37 on average and 1.0 at worst, other texts
-0.82 at best. With the order weighed by one half the right text scored 0.00 on all ten, other texts
-still 0.82 at best, and the right text with its second half cut off 0.38 at best (but for the one
-reply of a single word, which half of it was enough for).
+0.82 at best. With the order weighed by one half, on those ten and on ten more that the weight was
+not chosen on: the right text 0.00 each time, other texts 0.82 at best (of 80). The right text with
+its second half cut off scored 0.29 to 0.64, but 0.00 for a reply of one word, which half was enough
+for. A missing word or two in a long reply may pass: the order helps to fill them in.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import pocketsphinx
 from tools.wav import UnusableWav, read_wav
 from voice_rtc.core.audio import LISTEN_RATE_HZ, Samples, silence
 
-PASSING_ERROR_RATE = 0.3
+PASSING_ERROR_RATE = 0.2
 """At most this word error rate means that the reply was understood as its text."""
 
 DISTRACTORS = tuple(

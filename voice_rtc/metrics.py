@@ -6,8 +6,10 @@ Call ids are never labels.
 
 from __future__ import annotations
 
+import asyncio
 import platform
 
+import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -101,6 +103,11 @@ class Metrics:
             "channel_messages_rejected_total", "Data channel messages refused.", "reason"
         )
         # machine
+        process = psutil.Process()
+        self._gauge("process_threads", "Threads of the server process.").set_function(
+            process.num_threads
+        )
+        self._gauge("tasks_active", "asyncio tasks of the server.").set_function(_tasks)
         info = Gauge(
             "voice_rtc_build_info", "Version.", ["version", "python"], registry=self.registry
         )
@@ -120,3 +127,10 @@ class Metrics:
         self, name: str, text: str, buckets: tuple[float, ...], *labels: str
     ) -> Histogram:
         return Histogram(f"voice_rtc_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+
+def _tasks() -> float:
+    try:
+        return float(len(asyncio.all_tasks()))
+    except RuntimeError:  # rendered outside the event loop
+        return float("nan")

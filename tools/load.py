@@ -1,0 +1,141 @@
+"""Many bots at once against a server of their own, each with a sentence of its own.
+
+``python -m tools.load --callers 8 --turns 9`` starts ``voice-rtc serve --embedded`` with a grammar
+of all sentences, lets every bot say its sentence again and again for about a minute, and checks
+that each call was transcribed as its own words, that none failed, and that afterwards tasks,
+threads, leases and memory are back where they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from tools.bot import BotOptions, BotReport, call
+from tools.server import Resources, own_server
+from tools.wav import resample
+from voice_rtc.core.audio import SEND_RATE_HZ, Samples
+from voice_rtc.engines.tts.espeak import EspeakTts
+
+SENTENCES = (
+    "my name is peter and i live in london",
+    "the red house stands by the river",
+    "please call me back on monday morning",
+    "what time is the train to paris",
+    "i would like seven green apples",
+    "the weather is cold and dark today",
+    "tell me a story about a horse",
+    "she plays the piano every evening",
+    "my brother works in a large garden",
+    "there are eleven people in the room",
+    "the children walk to school at eight",
+    "we drink coffee after dinner",
+    "his father was a famous doctor",
+    "turn off the light in the kitchen",
+    "the answer to your question is no",
+    "they bought a new car last summer",
+)
+_SETTLE_SECONDS = 3.0
+_MOST_GROWTH_MB = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What came of it."""
+
+    calls: list[tuple[str, BotReport]]
+    """Sentence said and the bot's report."""
+    before: Resources
+    during_cpu_share: float
+    """CPU time of the server and its workers over wall time; 1.0 is one core."""
+    after: Resources
+
+    def problems(self) -> list[str]:
+        """What should not have been; empty when all is well."""
+        found = []
+        for sentence, report in self.calls:
+            found += [f"{sentence}: {error}" for error in report.errors]
+            found += [f"{sentence}: {c.name}: {c.detail}" for c in report.checks if not c.passed]
+        for name in ("leases", "tasks", "threads", "processes"):
+            before, after = getattr(self.before, name), getattr(self.after, name)
+            if after > before:
+                found.append(f"{name}: {before:g} before, {after:g} after")
+        if self.after.memory_mb > self.before.memory_mb + _MOST_GROWTH_MB:
+            found.append(f"memory grew by {self.after.memory_mb - self.before.memory_mb:.0f} MB")
+        return found
+
+    def responses(self) -> list[float]:
+        """Response times of all turns in seconds."""
+        turns = [turn for _, report in self.calls for turn in report.turns]
+        return [t.response_seconds for t in turns if t.response_seconds is not None]
+
+
+async def run_load(callers: int, turns: int, port: int) -> LoadReport:
+    """Call, wait, compare. The first round of calls only warms the server up."""
+    sentences = SENTENCES[:callers]
+    voices = {sentence: await spoken(sentence) for sentence in sentences}
+    environment = {
+        "VOICE_RTC_STT__GRAMMAR": "|".join(sentences),
+        "VOICE_RTC_POOL__SLOTS": str(callers),
+    }
+    async with own_server(port, environment, "--embedded") as server:
+        await _round(server.url, voices, turns=1)
+        await asyncio.sleep(_SETTLE_SECONDS)
+        before = await server.resources()
+        started = asyncio.get_running_loop().time()
+        calls = await _round(server.url, voices, turns)
+        seconds = asyncio.get_running_loop().time() - started
+        used = (await server.resources()).cpu_seconds - before.cpu_seconds
+        await asyncio.sleep(_SETTLE_SECONDS)
+        return LoadReport(calls, before, used / seconds, await server.resources())
+
+
+async def _round(url: str, voices: dict[str, Samples], turns: int) -> list[tuple[str, BotReport]]:
+    async with asyncio.TaskGroup() as tasks:
+        running = []
+        for sentence, speech in voices.items():
+            options = BotOptions(
+                speech, url, turns=turns, check_text=sentence, max_seconds=30.0 + 12.0 * turns
+            )
+            running.append((sentence, tasks.create_task(call(options))))
+    return [(sentence, task.result()) for sentence, task in running]
+
+
+async def spoken(text: str) -> Samples:
+    """``text`` in espeak-ng's voice, 48 kHz."""
+    engine = EspeakTts()
+    await engine.start()
+    try:
+        chunks = [pcm.samples async for pcm in engine.synthesize(text)]
+    finally:
+        await engine.aclose()
+    return resample(np.concatenate(chunks), engine.rate_hz, SEND_RATE_HZ)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--callers", type=int, default=8, choices=range(1, len(SENTENCES) + 1))
+    parser.add_argument("--turns", type=int, default=9, help="about 7 s each (default 9)")
+    parser.add_argument("--port", type=int, default=18_480)
+    arguments = parser.parse_args()
+    report = asyncio.run(run_load(arguments.callers, arguments.turns, arguments.port))
+    responses = report.responses()
+    print(
+        f"{len(report.calls)} calls, {len(responses)} answered turns, response p50 "
+        f"{statistics.median(responses):.2f} s, worst {max(responses):.2f} s, "
+        f"server CPU {report.during_cpu_share:.2f} cores"
+    )
+    print(f"before {report.before}\nafter  {report.after}")
+    for problem in report.problems():
+        print(f"load: FAILED {problem}", file=sys.stderr)
+    return 1 if report.problems() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
