@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
+import soxr
 from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
-from av import AudioFrame, AudioResampler
+from av import AudioFrame
 
-from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm, silence
+from voice_rtc.core.audio import LISTEN_RATE_HZ, SEND_RATE_HZ, Pcm, Samples, silence
+from voice_rtc.core.decimate import Decimator
 from voice_rtc.inbox import Inbox
 from voice_rtc.metrics import Metrics
 
@@ -32,7 +35,7 @@ class InboundAudio:
         self._at = 0
         self._expected_pts: int | None = None
         self._made_up_samples = 0
-        self._resampler: AudioResampler | None = None
+        self._converter: Callable[[Samples], Samples] | None = None
         self.last_arrival: float | None = None
         """Loop time of the newest frame; None before the first."""
         self.frames = 0
@@ -62,10 +65,9 @@ class InboundAudio:
         self._metrics.frames_received_total.inc()
         self._fill_hole(frame)
         self._expected_pts = (frame.pts or 0) + frame.samples
-        if self._resampler is None:
-            self._resampler = AudioResampler(format="s16", layout="mono", rate=LISTEN_RATE_HZ)
-        for converted in self._resampler.resample(frame):
-            self._emit(converted.to_ndarray().reshape(-1).astype(np.int16, copy=False))
+        if self._converter is None:
+            self._converter = _converter(frame.sample_rate)
+        self._emit(self._converter(_mono(frame)))
 
     def _fill_hole(self, frame: AudioFrame) -> None:
         if self._expected_pts is None or frame.pts is None:
@@ -87,7 +89,27 @@ class InboundAudio:
     def _count_filled(self, samples: int, method: str) -> None:
         self._metrics.frames_concealed_total.labels(method).inc(samples / _FRAME_SAMPLES)
 
-    def _emit(self, samples: np.ndarray[tuple[int, ...], np.dtype[np.int16]]) -> None:
+    def _emit(self, samples: Samples) -> None:
         if len(samples):
             self._inbox.put(Pcm(samples, self._at))
             self._at += len(samples)
+
+
+def _mono(frame: AudioFrame) -> Samples:
+    """The frame's samples, channels averaged; aiortc's decoders give packed s16."""
+    packed = frame.to_ndarray().reshape(-1, len(frame.layout.channels))
+    if packed.shape[1] == 1:
+        mono: Samples = packed[:, 0].astype(np.int16, copy=False)
+    else:
+        mono = (packed.sum(axis=1, dtype=np.int32) // packed.shape[1]).astype(np.int16)
+    return mono
+
+
+def _converter(rate_hz: int) -> Callable[[Samples], Samples]:
+    """To 16 kHz: Opus comes at 48 kHz; PCMU and PCMA at 8 kHz."""
+    if rate_hz == SEND_RATE_HZ:
+        return Decimator().feed
+    if rate_hz == LISTEN_RATE_HZ:
+        return lambda samples: samples
+    stream = soxr.ResampleStream(rate_hz, LISTEN_RATE_HZ, 1, dtype="int16")
+    return lambda samples: np.asarray(stream.resample_chunk(samples), dtype=np.int16)
