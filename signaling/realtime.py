@@ -18,7 +18,7 @@ from signaling.realtime_events import SPARE_EVENTS
 from signaling.realtime_session import Session, new_session
 from signaling.server_state import REGISTRY, SETTINGS, STATE
 from voice_rtc.config import LimitSettings
-from voice_rtc.errors import BadRequest, EnginesLoading, VoiceRtcError
+from voice_rtc.errors import BadRequest, EnginesLoading
 
 CHANNEL_LABEL = "oai-events"
 
@@ -49,7 +49,7 @@ async def create_call(request: web.Request) -> web.Response:
         if offer.session:
             client.configure(offer.session)
         answer = await call.peer.answer(offer.sdp)
-    except VoiceRtcError:
+    except BaseException:  # whatever it was: a call that nobody starts would keep its place forever
         await registry.abandon(call)
         raise
     call.attach(client)

@@ -9,7 +9,14 @@ from typing import Any
 from aiolimiter import AsyncLimiter
 
 from signaling.realtime_events import Json, RealtimeEvents, render_error, render_item
-from signaling.realtime_session import Session, call_settings, merged
+from signaling.realtime_session import (
+    Session,
+    call_settings,
+    merged,
+    reply_wishes,
+    session_bytes,
+    text_of,
+)
 from voice_rtc.call import events
 from voice_rtc.call.call import Call
 from voice_rtc.config import LimitSettings
@@ -19,15 +26,23 @@ from voice_rtc.media.channel import Rejected
 
 _ROLES = ("user", "system", "assistant")
 _TEXT_KINDS = ("input_text", "output_text", "text")
+_WITH_METADATA = ("response.created", "response.done")
 
 
 class RealtimeClient:
     """Implements ``call.events.EventSink``; `run` reads the client's messages."""
 
     def __init__(self, call: Call, session: Session, limits: LimitSettings) -> None:
+        """``session`` is the server's own; ``call`` is set as the server has it."""
         self._call = call
-        self._session = session
+        self._session = self._defaults = session
+        self._default_settings = call.settings
         self._limits = limits
+        # What fits into an offer fits into the session, however long the operator's own is.
+        self._largest_session = session_bytes(session) + limits.session_bytes
+        self._metadata: dict[str, str] = {}
+        self._metadata_of: str | None = None
+        """Id of the response that the client asked for last."""
         self._events = RealtimeEvents(call.conversation)
         self._handlers: dict[str, Callable[[Json], None]] = {
             "session.update": self._update_session,
@@ -46,19 +61,23 @@ class RealtimeClient:
     def emit(self, event: events.CallEvent) -> None:
         """Tell the client of ``event``."""
         for rendered in self._events.render(event):
+            if rendered["type"] in _WITH_METADATA:
+                self._add_metadata(rendered["response"])
             self._send(rendered)
 
     def configure(self, update: Session) -> None:
         """Lay ``update`` over the session. Raises BadRequest; then nothing has changed."""
-        self._session = merged(self._session, update, self._limits.text_characters)
-        self._call.configure(call_settings(self._session, update, self._call.settings))
+        session = merged(self._session, update, self._limits, self._largest_session)
+        settings = call_settings(session, self._defaults, self._default_settings)
+        self._session = session
+        self._call.configure(settings)
 
     async def run(self) -> None:
         """Greet the client when it opens the channel, then serve its messages."""
         channel = self._call.peer.channel
         await channel.opened()
         self._send({"type": "session.created", "session": self._session})
-        burst = 2 * self._limits.channel_messages_per_second
+        burst = max(1.0, 2 * self._limits.channel_messages_per_second)
         limiter = AsyncLimiter(burst, burst / self._limits.channel_messages_per_second)
         async for message in channel.messages():
             async with limiter:
@@ -99,10 +118,14 @@ class RealtimeClient:
         wanted = message.get("response") or {}
         if not isinstance(wanted, dict):
             raise BadRequest("response must be an object", code="invalid_type")
-        instructions = wanted.get("instructions")
-        if instructions is not None:
-            instructions = self._text_of(instructions, "response.instructions")
-        self._call.request_reply(instructions)
+        limit = self._limits.text_characters
+        wishes, metadata = reply_wishes(wanted, self._defaults, limit)
+        self._metadata_of = self._call.request_reply(wishes)
+        self._metadata = metadata
+
+    def _add_metadata(self, response: Json) -> None:
+        if self._metadata and response["id"] == self._metadata_of:
+            response["metadata"] = self._metadata
 
     def _cancel_response(self, _message: Json) -> None:
         if not self._call.cancel_reply():
@@ -188,11 +211,4 @@ class RealtimeClient:
         return self._text_of(part.get("text"), "content.text")
 
     def _text_of(self, value: Any, name: str) -> str:
-        if not isinstance(value, str):
-            raise BadRequest(f"{name} must be a string", code="invalid_type")
-        if len(value) > self._limits.text_characters:
-            raise BadRequest(
-                f"{name} may have at most {self._limits.text_characters} characters",
-                code="text_too_long",
-            )
-        return value
+        return text_of(value, name, self._limits.text_characters)

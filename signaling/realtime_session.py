@@ -1,7 +1,9 @@
 """The OpenAI Realtime session object and what it means for a call.
 
 A client changes its session by `session.update`; fields that this server does not act on are kept
-and echoed, as the protocol has it ("only the fields that are present are updated").
+and echoed, as the protocol has it ("only the fields that are present are updated"). What the
+session means is always worked out from the server's defaults and the whole session: a field that
+is null or was never given has the server's value, whatever it was before.
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from voice_rtc.call.state import CallSettings
-from voice_rtc.config import Settings
+from voice_rtc.call.state import CallSettings, ReplyWishes
+from voice_rtc.config import LimitSettings, Settings
 from voice_rtc.core.turns import TurnRules
-from voice_rtc.engines.base import EngineSet, LlmOptions, VoiceOptions
+from voice_rtc.engines.base import EngineInfo, EngineSet, LlmOptions, VoiceOptions
 from voice_rtc.errors import BadRequest
 
 Session = dict[str, Any]
@@ -23,6 +26,12 @@ Session = dict[str, Any]
 _FORMAT = {"type": "audio/pcm", "rate": 24_000}
 # Eagerness of semantic_vad as a factor on the pauses; `auto` is `medium`, as OpenAI has it.
 _EAGERNESS = {"low": 2.0, "medium": 1.0, "auto": 1.0, "high": 0.6}
+_DEEPEST = 16
+_DEFAULT_VOICE = "default"
+# Engines whose `EngineInfo.model` is the name of the voice they speak with.
+_MODEL_IS_VOICE = frozenset({"espeak-ng"})
+# OpenAI's own bounds on metadata.
+_METADATA_PAIRS, _METADATA_KEY, _METADATA_VALUE = 16, 64, 512
 
 
 class _Lenient(BaseModel):
@@ -61,8 +70,6 @@ class _Session(_Lenient):
 
     type: str = Field("realtime", pattern="^realtime$")
     instructions: str | None = None
-    output_modalities: list[str] | None = None
-    max_output_tokens: int | str | None = None
     audio: _Audio | None = None
 
 
@@ -95,7 +102,7 @@ def new_session(call_id: str, settings: Settings, engines: EngineSet) -> Session
             },
             "output": {
                 "format": _FORMAT,
-                "voice": settings.tts.voice or engines.tts.info.name,
+                "voice": _default_voice(settings, engines.tts.info),
                 "speed": settings.tts.speed,
             },
         },
@@ -107,58 +114,182 @@ def new_session(call_id: str, settings: Settings, engines: EngineSet) -> Session
     }
 
 
-def merged(session: Session, update: Any, text_limit: int) -> Session:
-    """``session`` with ``update`` laid over it. Raises BadRequest; then nothing has changed."""
+def _default_voice(settings: Settings, tts: EngineInfo) -> str:
+    if tts.name in _MODEL_IS_VOICE and tts.model:
+        return tts.model  # not as configured where the engine has no such voice
+    return settings.tts.voice or _DEFAULT_VOICE
+
+
+def session_bytes(session: Session) -> int:
+    """How long ``session`` is as JSON."""
+    return len(msgspec.json.encode(session))
+
+
+def merged(session: Session, update: Any, limits: LimitSettings, largest_bytes: int) -> Session:
+    """``session`` with ``update`` laid over it. Raises BadRequest; then nothing has changed.
+
+    As JSON the result has at most ``largest_bytes``.
+    """
     if not isinstance(update, dict):
         raise BadRequest("session must be an object", code="invalid_type")
+    if _is_deeper(update, _DEEPEST):
+        raise BadRequest(f"session: nested deeper than {_DEEPEST} levels", code="invalid_value")
     result = copy.deepcopy(session)
     _lay_over(result, update)
-    try:
-        checked = _Session.model_validate(result)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in ("session", *first["loc"]))
-        raise BadRequest(f"{where}: {first['msg']}", code="invalid_value") from None
-    if len(checked.instructions or "") > text_limit:
+    _check(result)
+    instructions = update.get("instructions")  # the operator's own may be as long as they like
+    if isinstance(instructions, str) and len(instructions) > limits.text_characters:
         raise BadRequest(
-            f"instructions may have at most {text_limit} characters", code="text_too_long"
+            f"instructions may have at most {limits.text_characters} characters",
+            code="text_too_long",
         )
-    if checked.output_modalities is not None and checked.output_modalities not in (
-        ["audio"],
-        ["text"],
-    ):
-        raise BadRequest('output_modalities must be ["audio"] or ["text"]', code="invalid_value")
+    if session_bytes(result) > largest_bytes:
+        raise BadRequest(
+            f"the session would be larger than {largest_bytes} bytes", code="session_too_large"
+        )
     return result
 
 
-def call_settings(session: Session, update: Session, base: CallSettings) -> CallSettings:
-    """What the merged ``session`` means; ``update`` tells which fields the client touched."""
+def call_settings(session: Session, defaults: Session, base: CallSettings) -> CallSettings:
+    """What ``session`` means for a call.
+
+    ``defaults`` is the session that the call began with, ``base`` the server's settings.
+    """
     checked = _Session.model_validate(session)
-    settings = replace(base, instructions=checked.instructions or "")
-    settings = replace(settings, spoken=checked.output_modalities != ["text"])
-    if isinstance(checked.max_output_tokens, int):
-        settings = replace(
-            settings, llm=LlmOptions(settings.llm.temperature, checked.max_output_tokens)
-        )
+    spoken = _is_spoken(session.get("output_modalities"), "session")
     audio = checked.audio or _Audio()
-    touched = update.get("audio") if isinstance(update.get("audio"), dict) else {}
-    assert isinstance(touched, dict)
-    if "output" in touched:
-        settings = replace(settings, voice=_voice(audio.output or _Output()))
-    if "turn_detection" in (touched.get("input") or {}):
-        settings = _with_detection(settings, (audio.input or _Input()).turn_detection)
-    return settings
+    settings = replace(
+        base,
+        instructions=base.instructions if checked.instructions is None else checked.instructions,
+        spoken=base.spoken if spoken is None else spoken,
+        llm=LlmOptions(base.llm.temperature, _own_token_limit(session, defaults)),
+        voice=_voice(audio.output or _Output(), defaults["audio"]["output"]),
+    )
+    return _with_detection(settings, audio.input or _Input())
 
 
-def _voice(output: _Output) -> VoiceOptions:
+def reply_wishes(
+    given: Session, defaults: Session, text_limit: int
+) -> tuple[ReplyWishes, dict[str, str]]:
+    """What the ``response`` of a ``response.create`` asks for, and its metadata.
+
+    Raises BadRequest for what this server does not do.
+    """
+    if given.get("conversation") not in (None, "auto"):
+        raise BadRequest(
+            "responses outside the conversation are not supported", code="unsupported_parameter"
+        )
+    if given.get("input") is not None:
+        raise BadRequest("response.input is not supported", code="unsupported_parameter")
+    if given.get("tools"):
+        raise BadRequest("response.tools are not supported", code="unsupported_parameter")
+    instructions = given.get("instructions")
+    if instructions is not None:
+        instructions = text_of(instructions, "response.instructions", text_limit)
+    wishes = ReplyWishes(
+        instructions=instructions,
+        spoken=_is_spoken(given.get("output_modalities"), "response"),
+        max_tokens=_token_limit(given, "response", defaults),
+    )
+    return wishes, _metadata(given.get("metadata"))
+
+
+def text_of(value: Any, name: str, limit: int) -> str:
+    """``value`` if it is a string of at most ``limit`` characters. Raises BadRequest."""
+    if not isinstance(value, str):
+        raise BadRequest(f"{name} must be a string", code="invalid_type")
+    if len(value) > limit:
+        raise BadRequest(f"{name} may have at most {limit} characters", code="text_too_long")
+    return value
+
+
+# ------------------------------------------------------------------------------- checking
+
+
+def _check(session: Session) -> None:
+    try:
+        _Session.model_validate(session)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in ("session", *first["loc"]))
+        raise BadRequest(f"{where}: {first['msg']}", code="invalid_value") from None
+    _is_spoken(session.get("output_modalities"), "session")
+    _check_tokens(session.get("max_output_tokens"), "session")
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return False
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in value)
+
+
+def _is_spoken(modalities: Any, name: str) -> bool | None:
+    if modalities is None:
+        return None
+    if modalities not in (["audio"], ["text"]):
+        raise BadRequest(
+            f'{name}.output_modalities must be ["audio"] or ["text"]', code="invalid_value"
+        )
+    return bool(modalities == ["audio"])
+
+
+def _check_tokens(value: Any, name: str) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and value != "inf" and not (whole and value >= 1):
+        raise BadRequest(
+            f'{name}.max_output_tokens must be a whole number from 1 or "inf"',
+            code="invalid_value",
+        )
+
+
+def _token_limit(given: Session, name: str, defaults: Session) -> int | None:
+    """The limit that ``given`` names; "inf" is the server's own, None: it names none."""
+    value = given.get("max_output_tokens")
+    _check_tokens(value, name)
+    if value == "inf":
+        value = defaults["max_output_tokens"]
+    return value if isinstance(value, int) else None
+
+
+def _own_token_limit(session: Session, defaults: Session) -> int | None:
+    limit = _token_limit(session, "session", defaults)
+    return None if limit == defaults["max_output_tokens"] else limit
+
+
+def _metadata(given: Any) -> dict[str, str]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise BadRequest("response.metadata must be an object", code="invalid_type")
+    if len(given) > _METADATA_PAIRS:
+        raise BadRequest(
+            f"response.metadata may have at most {_METADATA_PAIRS} keys", code="invalid_value"
+        )
+    for key, value in given.items():
+        text_of(key, "a key of response.metadata", _METADATA_KEY)
+        text_of(value, "a value of response.metadata", _METADATA_VALUE)
+    return given
+
+
+# -------------------------------------------------------------------------------- meaning
+
+
+def _voice(output: _Output, default: Session) -> VoiceOptions:
     voice = output.voice.id if isinstance(output.voice, _VoiceId) else output.voice
-    speed = min(2.0, max(0.5, output.speed)) if output.speed is not None else None
-    return VoiceOptions(voice or None, speed)
+    speed = output.speed
+    return VoiceOptions(
+        None if voice == default["voice"] else voice or None,
+        None if speed is None or speed == default["speed"] else min(2.0, max(0.5, speed)),
+    )
 
 
-def _with_detection(settings: CallSettings, detection: _TurnDetection | None) -> CallSettings:
+def _with_detection(settings: CallSettings, given: _Input) -> CallSettings:
+    detection = given.turn_detection
     if detection is None:
-        return replace(settings, manual_turns=True)
+        # Null is push-to-talk; to say nothing of it is not.
+        return replace(settings, manual_turns="turn_detection" in given.model_fields_set)
     rules = replace(
         settings.rules,
         creates_reply=detection.create_response is not False,
@@ -167,10 +298,10 @@ def _with_detection(settings: CallSettings, detection: _TurnDetection | None) ->
     settings = replace(settings, manual_turns=False, rules=rules)
     if detection.threshold is not None:
         settings = replace(settings, speech_threshold=detection.threshold)
+    if detection.type == "semantic_vad":
+        return replace(settings, rules=_eager(rules, detection.eagerness or "auto"))
     if detection.silence_duration_ms is not None:
         settings = settings.with_pause(detection.silence_duration_ms / 1000)
-    if detection.type == "semantic_vad":
-        settings = replace(settings, rules=_eager(rules, detection.eagerness or "auto"))
     return settings
 
 

@@ -84,13 +84,13 @@ class LimitSettings(Section):
 class MediaSettings(Section):
     """Peer connections."""
 
-    ice_servers: tuple[str, ...] = ()
-    """STUN or TURN URLs for the server's own side; empty means host candidates only."""
+    ice_servers: tuple[Annotated[str, Field(pattern=r"^stun:\S+$")], ...] = ()
+    """STUN URLs (``stun:host:port``) for the server's own side; empty: host candidates only."""
     keep_remote_candidates: bool = False
     """Use the addresses that an offer names; needed when the server itself is behind NAT."""
     connect_deadline_seconds: Seconds = 15.0
     """A call whose media is not connected by then is ended."""
-    inbound_buffer_seconds: Seconds = 2.0
+    inbound_buffer_seconds: Annotated[float, Field(ge=0.5, le=60)] = 2.0
     """Inbound audio waiting for the listener; past it the oldest is dropped and counted."""
     reply_buffer_seconds: Seconds = 3.0
     """Speech made ahead of playout; synthesis waits when it is reached."""

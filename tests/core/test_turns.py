@@ -140,6 +140,30 @@ def test_a_turn_without_an_answer_leaves_the_floor_free():
     assert machine.floor is Floor.IDLE and not machine.reply_active
 
 
+@pytest.mark.parametrize("creates_reply", [False, True])
+def test_a_client_that_ends_the_turns_itself_gets_no_answer_to_what_was_being_said(creates_reply):
+    machine = TurnMachine(RULES)
+    play(machine, started(0.0))
+    machine.rules = replace(RULES, manual=True, creates_reply=creates_reply)
+    done = play(machine, stopped(1.0), until=9)
+    assert done == [(2.0, CommitTurn(1, None, "endpointing"))]
+    assert machine.floor is Floor.IDLE
+
+
+def test_a_client_that_ends_the_turns_itself_gets_no_answer_after_the_reply_either():
+    machine = speaking_agent(POLITE)
+    play(machine, started(4.0))
+    machine.rules = replace(POLITE, manual=True)
+    done = play(machine, stopped(5.0), (8.0, ReplyDone(1)), until=9)
+    assert done == [(8.0, CommitTurn(2, None, "endpointing"))]
+
+
+def test_a_long_utterance_without_answers_is_committed_all_the_same():
+    machine = TurnMachine(replace(RULES, manual=True))
+    done = play(machine, started(0.0), until=30.0)
+    assert done[1:] == [(30.0, CommitTurn(1, None, "max_length")), (30.0, OpenUtterance(2))]
+
+
 def test_a_long_utterance_is_committed_and_the_next_one_opens_at_once():
     machine = TurnMachine(RULES)
     done = play(machine, started(1.0), stopped(45.0), until=60)
@@ -180,7 +204,7 @@ def test_rules_hold_from_the_next_event_on():
 
 def test_a_caller_who_goes_on_before_the_reply_was_heard_takes_the_turn_back():
     machine = thinking()
-    assert play(machine, started(2.5)) == [(2.5, Interrupt(1, "resumed")), (2.5, OpenUtterance(2))]
+    assert play(machine, started(2.5)) == [(2.5, OpenUtterance(2)), (2.5, Interrupt(1, "resumed"))]
     assert machine.floor is Floor.USER and not machine.reply_active
 
 
@@ -289,25 +313,56 @@ def test_forbidding_interruptions_during_an_overlap_saves_the_reply():
 # ------------------------------------------------------------------------ the client's wishes
 
 
-@pytest.mark.parametrize("script", [[started(0.0)], [started(0.0), stopped(1.0)]])
-def test_a_manual_commit_ends_the_open_utterance(script):
+def test_a_manual_commit_ends_the_open_utterance():
     machine = TurnMachine(RULES)
-    play(machine, *script)
+    play(machine, started(0.0), stopped(1.0))
     assert machine.handle(ManualCommit(), 1.1) == [CommitTurn(1, None, "manual")]
     assert machine.floor is Floor.IDLE and machine.next_deadline is None
 
 
-def test_a_manual_commit_in_an_overlap_lets_the_reply_go_on():
+def test_what_is_said_after_a_manual_commit_is_the_next_utterance():
+    machine = TurnMachine(RULES)
+    done = play(machine, started(0.0), (1.1, ManualCommit()), stopped(2.0), until=9)
+    assert done == [
+        (0.0, OpenUtterance(1)),
+        (1.1, CommitTurn(1, None, "manual")),
+        (1.1, OpenUtterance(2)),
+        (3.0, CommitTurn(2, 1, "endpointing")),
+    ]
+
+
+def test_speech_that_goes_on_after_a_manual_commit_over_the_reply_is_still_a_barge_in():
     machine = overlapping()
-    assert machine.handle(ManualCommit(), 4.1) == [CommitTurn(2, None, "manual"), Duck(False)]
+    done = play(machine, (4.1, ManualCommit()), until=4.5)
+    assert done == [
+        (4.1, CommitTurn(2, None, "manual")),
+        (4.1, OpenUtterance(3)),
+        (4.3, Interrupt(1, "barge_in")),
+        (4.3, Duck(False)),
+    ]
+    assert (machine.floor, machine.utterance) == (Floor.USER, 3)
+
+
+def test_a_barge_in_counts_the_speech_from_before_a_manual_commit():
+    machine = overlapping()
+    play(machine, (4.1, ManualCommit()))
+    confirmed = machine.handle(DeadlineReached(voiced_until_seconds=4.3), 4.3)
+    assert confirmed == [Interrupt(1, "barge_in"), Duck(False)]
+
+
+def test_a_cough_that_was_committed_lets_the_reply_go_on():
+    machine = overlapping()
+    done = play(machine, (4.1, ManualCommit()), stopped(4.2), until=9)
+    assert done[2:] == [(4.2, Duck(False)), (4.2, DiscardUtterance(3))]
     assert machine.floor is Floor.AGENT
 
 
-def test_a_manual_commit_over_an_unheard_polite_reply_goes_on_thinking():
-    machine = thinking(POLITE)
-    play(machine, started(2.5))
-    assert machine.handle(ManualCommit(), 2.6) == [CommitTurn(2, None, "manual")]
-    assert machine.floor is Floor.THINKING
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_manual_commit_of_speech_that_ended_over_a_polite_reply_lets_it_go_on(heard):
+    machine = speaking_agent(POLITE) if heard else thinking(POLITE)
+    play(machine, started(4.0), stopped(5.0))
+    assert machine.handle(ManualCommit(), 5.1) == [CommitTurn(2, None, "manual")]
+    assert machine.floor is (Floor.AGENT if heard else Floor.THINKING)
 
 
 @pytest.mark.parametrize("make", [TurnMachine, thinking, speaking_agent])
@@ -324,13 +379,84 @@ def test_a_requested_reply_starts():
     assert machine.floor is Floor.THINKING and machine.reply_active
 
 
-@pytest.mark.parametrize("script", [[started(0.0)], [started(0.0), stopped(1.0)]])
-def test_a_requested_reply_commits_what_is_being_said(script):
+def test_a_requested_reply_commits_what_was_said():
     machine = TurnMachine(RULES)
-    play(machine, *script)
+    play(machine, started(0.0), stopped(1.0))
     actions = machine.handle(ReplyRequested(), 1.1)
     assert actions == [CommitTurn(1, None, "manual"), StartReply(1)]
     assert machine.floor is Floor.THINKING
+
+
+def requested_in_speech() -> TurnMachine:
+    """The caller speaks since 0.0 and typed at 1.0: utterance 2 is open, reply 1 is prepared."""
+    machine = TurnMachine(RULES)
+    done = play(machine, started(0.0), (1.0, ReplyRequested()))
+    assert done[1:] == [
+        (1.0, CommitTurn(1, None, "manual")), (1.0, OpenUtterance(2)), (1.0, StartReply(1)),
+    ]  # fmt: skip
+    assert machine.floor is Floor.OVERLAP and machine.next_deadline is None
+    return machine
+
+
+def test_speech_does_not_interrupt_the_reply_that_was_requested_during_it():
+    machine = requested_in_speech()
+    done = play(machine, (2.0, ReplyAudible(1)), stopped(5.0), (8.0, ReplyDone(1)), until=9)
+    assert done == [(8.0, CommitTurn(2, 2, "endpointing"))]
+
+
+def test_a_caller_still_speaking_when_the_requested_reply_ends_has_the_floor():
+    machine = requested_in_speech()
+    done = play(machine, (2.0, ReplyAudible(1)), (8.0, ReplyDone(1)), stopped(9.0), until=11)
+    assert done == [(10.0, CommitTurn(2, 2, "endpointing"))]
+
+
+def test_new_speech_over_the_requested_reply_is_a_barge_in_with_all_that_was_said():
+    machine = requested_in_speech()
+    done = play(machine, (2.0, ReplyAudible(1)), stopped(3.0), started(5.0), stopped(6.0), until=9)
+    assert done == [
+        (5.0, Duck(True)),
+        (5.3, Interrupt(1, "barge_in")),
+        (5.3, Duck(False)),
+        (7.0, CommitTurn(2, 2, "endpointing")),
+    ]
+
+
+def test_a_barge_in_over_the_requested_reply_does_not_count_the_speech_before():
+    machine = requested_in_speech()
+    play(machine, (2.0, ReplyAudible(1)), stopped(3.0), started(5.0))
+    assert machine.handle(DeadlineReached(voiced_until_seconds=5.1), 5.3) == []
+    assert machine.next_deadline == pytest.approx(5.5)
+
+
+def test_a_cough_over_the_requested_reply_does_not_discard_what_was_said_before():
+    machine = requested_in_speech()
+    done = play(
+        machine, (2.0, ReplyAudible(1)), stopped(3.0), started(5.0), stopped(5.2),
+        (8.0, ReplyDone(1)), until=9,
+    )  # fmt: skip
+    assert done == [
+        (5.0, Duck(True)), (5.2, Duck(False)), (8.0, CommitTurn(2, 2, "endpointing")),
+    ]  # fmt: skip
+
+
+def test_a_cough_over_the_next_reply_is_discarded_again():
+    machine = requested_in_speech()
+    play(machine, (2.0, ReplyAudible(1)), stopped(3.0), (5.0, ReplyDone(1)), (6.0, ReplyAudible(2)))
+    assert (machine.floor, machine.reply) == (Floor.AGENT, 2)
+    done = play(machine, started(7.0), stopped(7.2), until=9)
+    assert done[2:] == [(7.2, Duck(False)), (7.2, DiscardUtterance(3))]
+
+
+def test_new_speech_before_the_requested_reply_was_heard_takes_the_turn_back():
+    machine = requested_in_speech()
+    done = play(machine, stopped(1.2), started(1.8), stopped(3.0), until=9)
+    assert done == [(1.8, Interrupt(1, "resumed")), (4.0, CommitTurn(2, 2, "endpointing"))]
+
+
+def test_a_requested_reply_that_is_cancelled_under_the_caller_leaves_them_the_floor():
+    machine = requested_in_speech()
+    assert machine.handle(CancelRequested(), 1.5) == [Interrupt(1, "cancelled")]
+    assert (machine.floor, machine.utterance) == (Floor.USER, 2)
 
 
 @pytest.mark.parametrize("make", [thinking, speaking_agent, overlapping])
@@ -423,16 +549,26 @@ class Watch:
         self.newest_utterance = 0
         self.open: int | None = None
         self.ducked = False
+        self.speaks = False
+        self.spared: int | None = None
 
     def after(self, event: Event, actions: list[Action]) -> None:
+        if isinstance(event, SpeechStarted | SpeechStopped):
+            self.speaks = isinstance(event, SpeechStarted)
         if isinstance(event, ReplyDone) and event.reply == self.active:
             self.active = None
         for action in actions:
             self.take(action)
-        machine = self.machine
+        if isinstance(event, SpeechStopped):
+            self.spared = self.open
+        self.check(self.machine)
+
+    def check(self, machine: TurnMachine) -> None:
         assert (self.active is not None) == machine.reply_active
         assert self.active in (None, machine.reply)
-        assert not self.ducked or machine.floor is Floor.OVERLAP
+        assert not self.ducked or (machine.floor is Floor.OVERLAP and self.speaks)
+        assert not self.speaks or machine.floor in (Floor.USER, Floor.OVERLAP)
+        assert self.speaks or machine.floor is not Floor.USER
         has_open = machine.floor in (Floor.USER, Floor.PAUSE, Floor.OVERLAP)
         assert (self.open is not None) == has_open
         if machine.floor in (Floor.USER, Floor.PAUSE) or self.ducked:
@@ -453,9 +589,10 @@ class Watch:
                     assert utterance == self.open
                 self.open = None
                 if reply is not None:
+                    assert not self.machine.rules.manual
                     self.start(reply)
             case DiscardUtterance(utterance):
-                assert utterance == self.open
+                assert utterance == self.open and utterance != self.spared
                 self.open = None
             case StartReply(reply):
                 self.start(reply)
@@ -483,6 +620,7 @@ def test_what_must_always_hold(seed):
                 RULES,
                 interrupts=bool(random.random() < 0.7),
                 creates_reply=bool(random.random() < 0.8),
+                manual=bool(random.random() < 0.1),
             )
             machine.rules = twin.rules = rules
         event = random_event(random, machine, now)

@@ -6,7 +6,10 @@ from voice_rtc.config import LimitSettings
 from voice_rtc.errors import BadOffer, NoAudioTrack
 from voice_rtc.media.guard import check_offer, strip_candidates
 
-AUDIO = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
+AUDIO = (
+    "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\na=fingerprint:sha-256 00\r\n"
+    "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
+)
 LIMITS = LimitSettings()
 
 
@@ -43,6 +46,19 @@ def test_size_counts_bytes_not_characters() -> None:
     with pytest.raises(BadOffer) as caught:
         check_offer(AUDIO + "é" * 600, limits)
     assert caught.value.code == "offer_too_large"
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_no_line_end_of_the_parser_hides_a_candidate(end: str) -> None:
+    hidden = AUDIO + f"a=mid:0{end}a=candidate:1 1 udp 1 192.0.2.1 9 typ host{end}"
+    assert "candidate" not in strip_candidates(hidden)
+    with pytest.raises(BadOffer, match="candidates"):
+        check_offer(AUDIO + f"a=candidate:1{end}" * 41, LIMITS)
+
+
+def test_an_offer_without_a_fingerprint_is_refused() -> None:
+    with pytest.raises(BadOffer, match="fingerprint"):
+        check_offer(AUDIO.replace("a=fingerprint:sha-256 00\r\n", ""), LIMITS)
 
 
 def test_candidates_are_stripped_and_nothing_else() -> None:

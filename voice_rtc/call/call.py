@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from voice_rtc.call import events
-from voice_rtc.call.context import CallContext, CallPorts
+from voice_rtc.call.context import CallContext, CallerTurn, CallPorts
 from voice_rtc.call.hearing import Hearing
 from voice_rtc.call.replies import Replies
 from voice_rtc.call.reply import TextSource
-from voice_rtc.call.state import CallSettings, CallState
+from voice_rtc.call.state import CallSettings, CallState, ReplyWishes
 from voice_rtc.core.buffers import Policy
 from voice_rtc.core.history import Conversation, Item
 from voice_rtc.core.turns import (
@@ -70,12 +71,13 @@ class Call:
         self._context = CallContext(ports)
         self.id = self._context.id
         self.log = self._context.log
-        self._replies = Replies(self._context)
+        self._replies = Replies(self._context, lambda: self.peer.sends_audio)
         self.peer = Peer(peer, self._replies.speaker, ports.metrics)
         self._turns = TurnMachine(self.settings.rules)
         # Few and quickly dealt with; were they ever to pile up, the newest state is what counts.
         self._signals: Inbox[Event] = Inbox(_SIGNALS, Policy.DROP_OLDEST)
         self._context.signal = self._signals.put
+        self._context.end = self.end
         self._timer: asyncio.TimerHandle | None = None
         self._end: asyncio.Future[str] = self._context.loop.create_future()
         self._hearing: Hearing | None = None
@@ -83,6 +85,9 @@ class Call:
         self._is_connected = False
         self._touched = 0.0
         self._prepared: TextSource | None = None
+        self._wishes = ReplyWishes()
+        self._unanswered: CallerTurn | None = None
+        """The turn committed last, until a reply to it begins or the client says more."""
 
     # ------------------------------------------------------------------ life
 
@@ -154,9 +159,11 @@ class Call:
     async def _close(self, reason: str) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._context.emit(events.Ended(reason, REASONS[reason]))
-        await self.peer.channel.flushed(_LAST_WORDS_SECONDS if self._is_connected else 0.0)
-        await self.peer.aclose()
+        try:
+            self._context.emit(events.Ended(reason, REASONS[reason]))
+            await self.peer.channel.flushed(_LAST_WORDS_SECONDS if self._is_connected else 0.0)
+        finally:
+            await self.peer.aclose()
 
     async def _watch_end(self) -> None:
         raise CallEnded(await self._end)
@@ -167,37 +174,36 @@ class Call:
             async with asyncio.timeout(context.ports.settings.media.connect_deadline_seconds):
                 await self.peer.connected()
         except TimeoutError:
-            raise CallEnded("connect_timeout") from None
+            self.end("connect_timeout")
+            return
         self._is_connected = True
         context.metrics.call_setup_seconds.observe(context.now())
         self.log.info("call_connected", setup_seconds=round(context.now(), 3))
         await self.peer.lost()
-        raise CallEnded("peer_gone")
+        self.end("peer_gone")
 
     async def _watch_limits(self) -> None:
         session = self._context.ports.settings.session
         await self.peer.connected()
         self._touched = self._context.now()
-        while True:
-            now = self._context.now()
-            if now >= session.max_call_seconds:
-                raise CallEnded("max_duration")
-            if now >= self._touched + session.idle_seconds:
-                raise CallEnded("idle")
-            wake = min(session.max_call_seconds, self._touched + session.idle_seconds)
-            await asyncio.sleep(wake - now)
+        while (now := self._context.now()) < session.max_call_seconds:
+            idle_at = self._touched + session.idle_seconds
+            if now >= idle_at:
+                self.end("idle")
+                return
+            await asyncio.sleep(min(session.max_call_seconds, idle_at) - now)
+        self.end("max_duration")
 
     async def _greet(self) -> None:
         text = self._context.ports.settings.session.greeting
         if not text:
             return
         await self.peer.connected()
-        await self.peer.channel.opened()
 
         async def greeting() -> AsyncGenerator[str, None]:
             yield text
 
-        if not self._turns.reply_active:
+        if self._turns.floor is Floor.IDLE:  # nobody is greeted in the middle of a word
             self._prepared = greeting
             self._handle(ReplyRequested())
 
@@ -220,19 +226,21 @@ class Call:
 
     def configure(self, settings: CallSettings) -> None:
         """Use other settings from now on."""
-        became_manual = settings.manual_turns and not self.settings.manual_turns
+        manual_before = self.settings.manual_turns
         self._context.settings = settings
-        self._turns.rules = settings.rules
-        if self._hearing is not None:
-            self._hearing.apply_settings()
-            if became_manual:
-                # The gate is not heard any more: whoever was speaking has stopped.
-                self._on_edge(False, self._context.now())
+        self._turns.rules = replace(settings.rules, manual=settings.manual_turns)
+        if self._hearing is None:
+            return
+        self._hearing.apply_settings()
+        if self._hearing.speaking and settings.manual_turns != manual_before:
+            # Between the modes the gate is not heard: as if the caller had stopped, or begun.
+            self._on_edge(manual_before, self._context.now())
 
-    def request_reply(self, instructions: str | None = None) -> None:
+    def request_reply(self, wishes: ReplyWishes | None = None) -> str | None:
         """Answer now, to the conversation as it stands. Raises BadRequest during a reply.
 
-        ``instructions`` stand in for the call's own, for this reply only.
+        ``wishes`` stand in for the call's settings, for this reply only. Returns the id that
+        its events will carry, None when the call is ending.
         """
         if self._turns.reply_active:
             raise BadRequest(
@@ -240,9 +248,9 @@ class Call:
                 code="conversation_already_has_active_response",
             )
         self._require_hearing()
-        if instructions is not None:
-            self._prepared = partial(self._replies.answer, instructions)
+        self._wishes = wishes or ReplyWishes()
         self._handle(ReplyRequested())
+        return self._replies.id_of(self._turns.reply)
 
     def cancel_reply(self) -> bool:
         """Cut the reply in progress; False when there is none."""
@@ -256,7 +264,10 @@ class Call:
 
         Raises UnknownItem, or BadRequest when the id is taken.
         """
+        if self._hearing is not None and self._hearing.owns(item.id):
+            raise BadRequest(f"an item {item.id} exists already", code="item_exists")
         self._touched = self._context.now()
+        self._unanswered = None  # what is answered next is this
         return self.conversation.add(item, after)
 
     def truncate_item(self, item_id: str, heard_ms: int) -> int:
@@ -320,7 +331,10 @@ class Call:
 
     def _handle(self, event: Event) -> None:
         """The only way into the turn machine: decide, do, set the timer."""
-        self._touched = self._context.now()
+        if self._end.done():
+            return  # the tasks that an event would start have nobody to own them any more
+        if not isinstance(event, DeadlineReached):
+            self._touched = self._context.now()
         if isinstance(event, ReplyAudible):
             self._replies.mark_audible(event.reply)
         elif isinstance(event, ReplyDone):
@@ -356,14 +370,24 @@ class Call:
                 self._context.metrics.barge_ins_total.labels("false_alarm").inc()
             case CommitTurn(utterance, reply, end):
                 turn = hearing.commit(utterance, end)
+                self._unanswered = turn if reply is None else None
                 if reply is not None:
                     self._replies.start(reply, self._replies.answer, hearing.unsettled(), turn)
             case StartReply(reply):
-                source, self._prepared = self._prepared or self._replies.answer, None
-                self._replies.start(reply, source, hearing.unsettled())
+                self._start_requested(reply, hearing)
             case Interrupt(reply, reason):
                 if reason != "cancelled":
                     hearing.announce(self._turns.utterance)
                 self._replies.interrupt(reply, reason)
             case Duck(on):
                 self._replies.speaker.duck(on)
+
+    def _start_requested(self, reply: int, hearing: Hearing) -> None:
+        wishes, self._wishes = self._wishes, ReplyWishes()
+        source, self._prepared = self._prepared, None
+        if source is not None:  # prepared words answer nobody
+            self._replies.start(reply, source, hearing.unsettled(), None, wishes)
+            return
+        source = partial(self._replies.answer, wishes)
+        answers, self._unanswered = self._unanswered, None
+        self._replies.start(reply, source, hearing.unsettled(), answers, wishes)

@@ -67,6 +67,8 @@ class CallContext:
         self.tasks: asyncio.TaskGroup | None = None
         self.signal: Callable[[Event], object] = self._unset
         """Hands an event to the turn machine from outside the call's tasks."""
+        self.end: Callable[[str], None] = self._unset
+        """Asks the call to end, with a reason."""
 
     def now(self) -> float:
         """Seconds since the offer."""
@@ -103,5 +105,5 @@ class CallContext:
         except UnknownItem:
             self.log.debug("item_gone", item=item_id)
 
-    def _unset(self, _event: Event) -> None:
+    def _unset(self, _given: object) -> None:
         raise StateError("the call is not put together yet")

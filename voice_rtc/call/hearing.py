@@ -14,7 +14,7 @@ from voice_rtc.core.history import Item
 from voice_rtc.core.turns import PartialHeard
 from voice_rtc.core.vad import GateSettings, SpeechEdge
 from voice_rtc.engines.base import Final, Partial, SttFailed, VadSession
-from voice_rtc.errors import BadRequest, CallEnded, EngineCrashed, EngineError, EngineTimeout
+from voice_rtc.errors import BadRequest, EngineCrashed, EngineError, EngineTimeout
 from voice_rtc.inbox import Inbox
 from voice_rtc.pool.pool import Lease
 
@@ -47,7 +47,7 @@ class Hearing:
         await self._listener.run(inbound, convert)
 
     async def read_transcripts(self, handle: Callable[[PartialHeard], None]) -> None:
-        """Deliver what the STT says. Raises CallEnded when it will say no more."""
+        """Deliver what the STT says. Ends the call when it will say no more."""
         async for result in self._lease.session.results():
             turn = self._turns.get(result.utterance)
             if turn is None:
@@ -62,7 +62,7 @@ class Hearing:
                         final.set_result(result)
                 case SttFailed():
                     self._take_failure(turn, result)
-        raise CallEnded("engine_failed")
+        self._context.end("engine_failed")
 
     # -------------------------------------------------------------- actions
 
@@ -141,6 +141,15 @@ class Hearing:
         context.emit(events.TurnCommitted(turn.item_id, after))
         context.spawn(self._settle(turn, turn.committed), f"settle-{utterance}")
         return turn
+
+    @property
+    def speaking(self) -> bool:
+        """Does the gate hear speech right now, whoever decides about turns?"""
+        return self._listener.speaking
+
+    def owns(self, item_id: str) -> bool:
+        """Was this item id told to the client for a turn that is not an item yet?"""
+        return any(turn.item_id == item_id for turn in self._turns.values())
 
     def unsettled(self) -> list[CallerTurn]:
         """Committed turns whose text is still to come, oldest first."""

@@ -27,6 +27,7 @@ class Listener:
         self._recent: deque[Pcm] = deque()
         self._keep_seconds = _RECENT_SECONDS
         self._open: int | None = None
+        self._holds = False
         self._hold_from = 0
         self.at = 0
         """Sample clock: index after the newest sample received."""
@@ -36,14 +37,21 @@ class Listener:
         self._gate.settings = gate
 
     @property
+    def speaking(self) -> bool:
+        """Does the gate hear speech?"""
+        return self._gate.speaking
+
+    @property
     def voiced_until(self) -> int:
         """Sample clock: the end of the newest window that was speech."""
         return self._gate.voiced_until
 
     def keep(self, seconds: float | None) -> None:
-        """Keep at least ``seconds`` of the newest audio; None for the default."""
+        """Hold a turn of up to ``seconds`` for a manual commit, the oldest goes first; None: no."""
         self._keep_seconds = max(_RECENT_SECONDS, seconds or 0.0)
-        self._hold_from = self.at
+        if (seconds is not None) != self._holds:
+            self._holds = seconds is not None
+            self._hold_from = self.at
 
     async def run(self, inbound: Inbox[Pcm], on_edge: Callable[[SpeechEdge], None]) -> None:
         """Listen until the inbox is closed."""

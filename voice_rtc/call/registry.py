@@ -98,8 +98,10 @@ class CallRegistry:
 
     async def abandon(self, call: Call) -> None:
         """A created call that cannot start."""
-        await call.peer.aclose()
-        self._forget(call)
+        try:
+            await call.peer.aclose()
+        finally:
+            self._forget(call)
 
     def get(self, call_id: str) -> Call:
         """Raises UnknownCall."""
@@ -156,6 +158,8 @@ class CallRegistry:
         reason = "internal_error"
         try:
             reason = await call.run(client)
+        except Exception as error:
+            call.log.error("call_crashed", exc_info=error)
         finally:
             self._forget(call)
             state = call.state()

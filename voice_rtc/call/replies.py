@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from secrets import token_hex
 
@@ -10,17 +10,19 @@ from voice_rtc.call import events
 from voice_rtc.call.context import CallContext, CallerTurn
 from voice_rtc.call.reply import Reply, TextSource, Voice, perform
 from voice_rtc.call.speaker import Speaker
+from voice_rtc.call.state import ReplyWishes
 from voice_rtc.core.history import Item
 from voice_rtc.core.turns import ReplyAudible, ReplyDone
-from voice_rtc.engines.base import TextDelta
+from voice_rtc.engines.base import LlmOptions, TextDelta
 from voice_rtc.errors import EngineError
 
 
 class Replies:
     """Carries out what the turn machine decides about the agent's speech."""
 
-    def __init__(self, context: CallContext) -> None:
+    def __init__(self, context: CallContext, can_speak: Callable[[], bool]) -> None:
         self._context = context
+        self._can_speak = can_speak
         settings = context.ports.settings
         self.speaker = Speaker(
             self, settings.media.reply_buffer_seconds, context.now, context.metrics
@@ -30,11 +32,16 @@ class Replies:
         self.created = 0
         """Replies begun so far."""
 
-    async def answer(self, instructions: str | None = None) -> AsyncGenerator[str, None]:
+    async def answer(self, wishes: ReplyWishes | None = None) -> AsyncGenerator[str, None]:
         """The language model's answer to the conversation as it stands."""
         context = self._context
-        messages = context.conversation.messages(instructions or context.settings.instructions)
-        stream = context.ports.engines.llm.stream(messages, context.settings.llm)
+        instructions, options = context.settings.instructions, context.settings.llm
+        if wishes is not None and wishes.instructions is not None:
+            instructions = wishes.instructions
+        if wishes is not None and wishes.max_tokens is not None:
+            options = LlmOptions(options.temperature, wishes.max_tokens)
+        messages = context.conversation.messages(instructions)
+        stream = context.ports.engines.llm.stream(messages, options)
         async with aclosing(stream) as answer:
             async for event in answer:
                 if isinstance(event, TextDelta):
@@ -48,18 +55,25 @@ class Replies:
         source: TextSource,
         waiting: list[CallerTurn],
         answers: CallerTurn | None = None,
+        wishes: ReplyWishes | None = None,
     ) -> None:
         """Begin reply ``number`` once the turns in ``waiting`` have their text.
 
-        ``answers`` is the turn that called for it: when that turns out to be empty and nothing
-        that the caller said before is left without an answer, there is no reply.
+        ``answers`` is the turn whose wait for an answer is measured. With ``wishes`` somebody asked
+        for the reply. Without, only that turn called for it: when it turns out to be empty and
+        nothing that the caller said before is left without an answer, there is no reply.
         """
-        reply = Reply(number, f"resp_{token_hex(10)}", f"item_{token_hex(10)}")
+        reply = Reply(number, f"resp_{token_hex(10)}", f"item_{token_hex(10)}", wishes)
         self._replies[number] = reply
         if answers is not None:
             self._answered[number] = answers
-        work = self._perform(reply, source, waiting, answers is not None)
+        work = self._perform(reply, source, waiting)
         reply.task = self._context.spawn(work, f"reply-{number}")
+
+    def id_of(self, number: int) -> str | None:
+        """The client's id of reply ``number``; None when there is no such reply now."""
+        reply = self._replies.get(number)
+        return reply.id if reply is not None else None
 
     def interrupt(self, number: int, reason: str) -> None:
         """Silence first, then cancel, then tell the truth."""
@@ -72,7 +86,9 @@ class Replies:
         if reason != "cancelled":
             context.metrics.barge_ins_total.labels(reason).inc()
         if not reply.created:
-            return
+            if reply.wishes is None:
+                return  # nobody asked for it, nobody was told of it
+            self._create(reply, self._is_spoken(reply))  # who asked for it waits for its end
         context.truncate_item(reply.item_id, heard.text, round(heard.seconds * 1000))
         context.emit(events.ReplyInterrupted(reply.id, reply.item_id, heard, reply.audible, reason))
         self._log(None, reply, cut=reason)
@@ -102,23 +118,30 @@ class Replies:
 
     # ------------------------------------------------------ the reply's task
 
-    async def _perform(
-        self, reply: Reply, source: TextSource, waiting: list[CallerTurn], needs_text: bool
-    ) -> None:
+    async def _perform(self, reply: Reply, source: TextSource, waiting: list[CallerTurn]) -> None:
         context = self._context
         for turn in waiting:
             await turn.settled.wait()
-        if needs_text and not self._is_unanswered():
+        if reply.wishes is None and not self._is_unanswered():
             context.signal(ReplyDone(reply.number))  # it was a noise
             return
+        spoken = self._is_spoken(reply)
+        self._create(reply, spoken)
+        tts = context.ports.engines.tts if spoken else None
+        await perform(reply, source, Voice(tts, context.settings.voice, self.speaker), self)
+        if not spoken:
+            context.signal(ReplyDone(reply.number))  # nobody plays it to its end
+
+    def _create(self, reply: Reply, spoken: bool) -> None:
         reply.created = True
         self.created += 1
-        settings = context.settings
-        item = Item(reply.item_id, "assistant", settings.spoken, None, "in_progress")
-        after = context.conversation.add(item)
-        context.emit(events.ReplyCreated(reply.id, reply.item_id, after))
-        tts = context.ports.engines.tts if settings.spoken else None
-        await perform(reply, source, Voice(tts, settings.voice, self.speaker), self)
+        item = Item(reply.item_id, "assistant", spoken, None, "in_progress")
+        after = self._context.conversation.add(item)
+        self._context.emit(events.ReplyCreated(reply.id, reply.item_id, after))
+
+    def _is_spoken(self, reply: Reply) -> bool:
+        wanted = reply.wishes.spoken if reply.wishes is not None else None
+        return (self._context.settings.spoken if wanted is None else wanted) and self._can_speak()
 
     def _is_unanswered(self) -> bool:
         messages = self._context.conversation.messages("")

@@ -16,6 +16,7 @@ import numpy as np
 import soxr
 
 from voice_rtc.call.speaker import Speaker
+from voice_rtc.call.state import ReplyWishes
 from voice_rtc.core.audio import SEND_RATE_HZ, Samples
 from voice_rtc.core.sentences import SentenceSplitter, speakable
 from voice_rtc.engines.base import TtsEngine, VoiceOptions
@@ -45,6 +46,8 @@ class Reply:
     """The turn machine's id of it."""
     id: str
     item_id: str
+    wishes: ReplyWishes | None = None
+    """Of whoever asked for it; None: the caller's turn alone called for it."""
     text: str = ""
     """What was handed on to be spoken or shown."""
     created: bool = False

@@ -49,6 +49,18 @@ class CallSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplyWishes:
+    """What a client wants of one reply; None leaves it to the call's settings."""
+
+    instructions: str | None = None
+    """System prompt."""
+    spoken: bool | None = None
+    """False: text only."""
+    max_tokens: int | None = None
+    """Longest answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallState:
     """A snapshot of one call for status pages and tests."""
 

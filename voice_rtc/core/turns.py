@@ -10,7 +10,10 @@ caller says, opened here) and *replies* (what the agent says, at most one active
     PAUSE     the caller stopped; the utterance is open until endpointing says that the turn is over
     THINKING  a reply is being prepared, nothing of it was heard
     AGENT     the reply is audible
-    OVERLAP   the caller speaks although a reply is active; a second utterance is open
+    OVERLAP   the caller spoke although a reply is active; a second utterance is open
+
+What the caller's voice, time and the reply do (``=`` stays in the state and does something, ``-``
+nothing):
 
     state     speech starts    speech stops    deadline        reply audible  reply done
     --------  ---------------  --------------  --------------  -------------  ------------
@@ -19,24 +22,50 @@ caller says, opened here) and *replies* (what the agent says, at most one active
                                                      open
     PAUSE     USER             -               THINKING        -              -
                                                      commit
-    THINKING  USER  interrupt  -               -               AGENT          IDLE
-                    +open
+    THINKING  USER  open       -               -               AGENT          IDLE
+                    +interrupt
     AGENT     OVERLAP  duck    -               -               -              IDLE
                     +open
-    OVERLAP   -                AGENT  unduck   USER interrupt  -              USER  unduck
+    OVERLAP   =  (below)       AGENT  unduck   USER interrupt  -              USER  unduck
                                       +discard      +unduck
+
+What the client does:
+
+    state     wants a commit              wants a reply                wants no reply
+    --------  --------------------------  ---------------------------  --------------
+    IDLE      =         commit            THINKING  start              -
+    USER      =         commit+open       OVERLAP   commit+open+start  -
+    PAUSE     IDLE      commit            THINKING  commit+start       -
+    THINKING  =         commit            -                            IDLE  interrupt
+    AGENT     =         commit            -                            IDLE  interrupt
+    OVERLAP   speaking:  =  commit+open   -                            USER  interrupt
+              stopped:   AGENT  commit                                       +unduck
+
+Where the table leaves OVERLAP for AGENT or USER, a reply that was not heard yet is THINKING and a
+caller who had stopped is in PAUSE.
+
+**Nothing said is lost.** As long as the caller speaks, an utterance is open: whatever commits it
+in mid-speech opens the next one at once.
 
 **Deadlines are data.** `TurnMachine.next_deadline` is the moment at which the caller of `handle`
 must deliver DeadlineReached; it changes with every event. In USER it is the longest utterance, in
 PAUSE the end of the turn (dated from the last speech sample, so that slow detection does not
 lengthen the pause), in OVERLAP the moment at which talking over the reply is a barge-in.
 
-**A too long utterance** is committed without an answer while the next one opens at once: nothing
-said is lost, and the agent does not talk over somebody who still speaks.
+**A too long utterance** is committed without an answer: the agent does not talk over somebody who
+still speaks.
 
 **Without interruptions** (``rules.interrupts`` false) a reply is never cut: speech over it makes
 OVERLAP without ducking and without a deadline, the utterance is kept whether or not the caller
 stops, and once the reply is done the floor is the caller's: USER, or PAUSE when they had stopped.
+
+**A reply wanted in mid-speech** is not cut by that speech either: OVERLAP as without interruptions
+until the caller stops. Only speech that starts after that interrupts as usual: it takes the turn
+back from a reply that was not heard yet, else it ducks and may become a barge-in, or, when it ends
+too early for that, the reply goes on and the utterance, which holds earlier speech, is kept.
+
+**A client that ends the turns itself** (``rules.manual``) gets no answer that it did not ask for:
+whatever else ends a turn commits it without a reply.
 
 Events about a reply that is no longer active are late words of a reply that was cut; they are
 ignored.
@@ -218,6 +247,8 @@ class TurnRules:
     """A longer utterance is committed as it stands."""
     creates_reply: bool = True
     """Does a turn that is over get an answer by itself?"""
+    manual: bool = False
+    """Does the client end the turns? Then none gets an answer by itself."""
     interrupts: bool = True
     """May the caller cut a reply by speaking?"""
 
@@ -239,6 +270,8 @@ class TurnMachine:
         self._text = ""
         self._opened_at = 0.0
         self._stopped_at: float | None = None
+        self._overlaps_since = 0.0
+        self._kept = False  # speech that was spared over a reply is in the open utterance
         self._audible = False
         self._ducked = False
 
@@ -313,17 +346,14 @@ class TurnMachine:
         return []
 
     def _end_turn(self, event: DeadlineReached, now: float) -> list[Action]:
-        if not self.rules.creates_reply:
+        if self.rules.manual or not self.rules.creates_reply:
             self._go(Floor.IDLE)
             return [CommitTurn(self._utterance, None, "endpointing")]
         reply = self._prepare_reply()
         return [CommitTurn(self._utterance, reply, "endpointing")]
 
     def _cut_long(self, event: DeadlineReached, now: float) -> list[Action]:
-        commit = CommitTurn(self._utterance, None, "max_length")
-        opened = self._open(now)
-        self._to_user()
-        return [commit, opened]
+        return self._commit_in_speech("max_length", now)
 
     # -- speech while a reply is active -----------------------------------------------------
 
@@ -332,34 +362,40 @@ class TurnMachine:
             return self._overlap(event, now)
         opened = self._open(event.at_seconds)
         self._to_user()
-        return [Interrupt(self._reply, "resumed"), opened]
+        return [opened, Interrupt(self._reply, "resumed")]
 
     def _overlap(self, event: SpeechStarted, now: float) -> list[Action]:
         opened = self._open(event.at_seconds)
         if not self.rules.interrupts:
             self._go(Floor.OVERLAP)
             return [opened]
-        self._go(Floor.OVERLAP, event.at_seconds + self.rules.barge_in_seconds)
-        self._ducked = True
-        return [Duck(True), opened]
+        return [self._duck(event.at_seconds), opened]
 
     def _speak_on(self, event: SpeechStarted, now: float) -> list[Action]:
+        if self._stopped_at is None:
+            return []
         self._stopped_at = None
-        return []
+        if not self.rules.interrupts:
+            return []
+        if self._audible:
+            return [self._duck(event.at_seconds)]
+        self._to_user()
+        return [Interrupt(self._reply, "resumed")]
 
     def _stop_over_reply(self, event: SpeechStopped, now: float) -> list[Action]:
-        if not self._ducked:
-            self._stopped_at = event.at_seconds
-            return []
-        unduck = self._unduck()
-        self._go(Floor.AGENT)
-        return [*unduck, DiscardUtterance(self._utterance)]
+        if self._ducked and not self._kept:
+            unduck = self._unduck()
+            self._go(Floor.AGENT)
+            return [*unduck, DiscardUtterance(self._utterance)]
+        self._stopped_at, self._kept = event.at_seconds, True
+        self._go(Floor.OVERLAP)
+        return self._unduck()
 
     def _barge_in(self, event: DeadlineReached, now: float) -> list[Action]:
         if not self._ducked:  # the rules changed with this event: no interruptions any more
             return []
         if event.voiced_until_seconds is not None:
-            spoken = event.voiced_until_seconds - self._opened_at
+            spoken = event.voiced_until_seconds - self._overlaps_since
             lacking = self.rules.barge_in_seconds - spoken
             if lacking > _TIMER_SLACK_SECONDS:
                 self._deadline = now + max(lacking, _RECHECK_SECONDS)
@@ -388,10 +424,15 @@ class TurnMachine:
         self._go(Floor.IDLE)
         return [CommitTurn(self._utterance, None, "manual")]
 
+    def _commit_and_go_on(self, event: ManualCommit, now: float) -> list[Action]:
+        return self._commit_in_speech("manual", now)
+
     def _commit_in_overlap(self, event: ManualCommit, now: float) -> list[Action]:
-        unduck = self._unduck()
+        commit = CommitTurn(self._utterance, None, "manual")
+        if self._stopped_at is None:  # what is still being said interrupts, or not, as before
+            return [commit, self._open(now)]
         self._go(Floor.AGENT if self._audible else Floor.THINKING)
-        return [CommitTurn(self._utterance, None, "manual"), *unduck]
+        return [commit]
 
     def _commit_unheard(self, event: ManualCommit, now: float) -> list[Action]:
         self._utterance += 1
@@ -403,6 +444,12 @@ class TurnMachine:
     def _commit_and_reply(self, event: ReplyRequested, now: float) -> list[Action]:
         commit = CommitTurn(self._utterance, None, "manual")
         return [commit, StartReply(self._prepare_reply())]
+
+    def _reply_in_speech(self, event: ReplyRequested, now: float) -> list[Action]:
+        committed = self._commit_in_speech("manual", now)
+        start = StartReply(self._prepare_reply())
+        self._go(Floor.OVERLAP)
+        return [*committed, start]
 
     def _cancel(self, event: CancelRequested, now: float) -> list[Action]:
         self._go(Floor.IDLE)
@@ -419,8 +466,15 @@ class TurnMachine:
     def _open(self, at_seconds: float) -> OpenUtterance:
         self._utterance += 1
         self._text = ""
-        self._opened_at, self._stopped_at = at_seconds, None
+        self._opened_at, self._stopped_at, self._kept = at_seconds, None, False
         return OpenUtterance(self._utterance)
+
+    def _commit_in_speech(self, end: TurnEnd, now: float) -> list[Action]:
+        """The caller still speaks: what follows is the next utterance."""
+        commit = CommitTurn(self._utterance, None, end)
+        opened = self._open(now)
+        self._to_user()
+        return [commit, opened]
 
     def _to_user(self) -> None:
         self._stopped_at = None
@@ -446,6 +500,13 @@ class TurnMachine:
         else:
             self._to_pause(self._stopped_at)
         return self._unduck()
+
+    def _duck(self, since_seconds: float) -> Duck:
+        """Speech that began at ``since_seconds`` call seconds may become a barge-in."""
+        self._overlaps_since = since_seconds
+        self._go(Floor.OVERLAP, since_seconds + self.rules.barge_in_seconds)
+        self._ducked = True
+        return Duck(True)
 
     def _unduck(self) -> list[Action]:
         if not self._ducked:
@@ -482,8 +543,8 @@ class TurnMachine:
         (Floor.USER, ReplyAudible): _ignore,
         (Floor.USER, ReplyDone): _ignore,
         (Floor.USER, DeadlineReached): _cut_long,
-        (Floor.USER, ManualCommit): _commit,
-        (Floor.USER, ReplyRequested): _commit_and_reply,
+        (Floor.USER, ManualCommit): _commit_and_go_on,
+        (Floor.USER, ReplyRequested): _reply_in_speech,
         (Floor.USER, CancelRequested): _ignore,
         (Floor.PAUSE, SpeechStarted): _go_on,
         (Floor.PAUSE, SpeechStopped): _ignore,

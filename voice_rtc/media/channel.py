@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
+import structlog
 from aiortc import RTCDataChannel
 from aiortc.exceptions import InvalidStateError
 
@@ -18,8 +19,11 @@ from voice_rtc.metrics import Metrics
 _HIGH_WATER_BYTES = 262_144
 _LOW_WATER_BYTES = 65_536
 _MESSAGES_WAITING = 256
+_MOST_FACTOR = 4
 
 Event = dict[str, Any]
+
+log = structlog.get_logger("voice_rtc.media")
 
 
 class Rejected(Exception):
@@ -33,9 +37,9 @@ class Rejected(Exception):
 class Channel:
     """Events to the client wait here until the channel is open and the client reads them.
 
-    What does not fit drops the oldest event whose type is in ``spare`` (counted); other events
-    are never dropped. Messages from the client come out of `messages` as decoded objects or as
-    `Rejected`.
+    What does not fit drops the oldest event whose type is in ``spare``; other events are dropped
+    only when four times as many wait. Both are counted. Messages from the client come out of
+    `messages` as decoded objects or as `Rejected`.
     """
 
     def __init__(self, limits: LimitSettings, metrics: Metrics, spare: frozenset[str]) -> None:
@@ -45,12 +49,14 @@ class Channel:
         self._outbox: BoundedBuffer[Event] = BoundedBuffer(
             limits.channel_events,
             Policy.DROP_OLDEST,
-            keep=lambda event: event.get("type") not in spare,
+            # A client that never opens its channel is owed nothing but the newest.
+            keep=lambda event: self._channel is not None and event.get("type") not in spare,
         )
         self._inbox: Inbox[Event | Rejected] = Inbox(_MESSAGES_WAITING, Policy.REJECT_NEWEST)
         self._opened = asyncio.Event()
         self._emptied = asyncio.Event()
         self._emptied.set()
+        self._gone = False
         self.last_message: float | None = None
         """Loop time of the newest message; None before the first."""
 
@@ -73,9 +79,14 @@ class Channel:
 
     def send(self, event: Event) -> None:
         """Queue one event; it goes out at once when the client keeps up."""
-        dropped = self._outbox.put(event)
+        if self._gone:
+            return
+        if len(self._outbox) >= _MOST_FACTOR * self._limits.channel_events:
+            dropped = 1  # not even what must not be lost is read: the client is as good as gone
+        else:
+            dropped = len(self._outbox.put(event))
         if dropped:
-            self._metrics.channel_events_dropped_total.inc(len(dropped))
+            self._metrics.channel_events_dropped_total.inc(dropped)
         self._flush()
 
     async def messages(self) -> AsyncIterator[Event | Rejected]:
@@ -101,18 +112,25 @@ class Channel:
         while channel is not None and len(self._outbox):
             if channel.readyState != "open" or channel.bufferedAmount > _HIGH_WATER_BYTES:
                 break
+            event = self._outbox.get()
             try:
-                channel.send(msgspec.json.encode(self._outbox.get()).decode())
+                channel.send(msgspec.json.encode(event).decode())
             except InvalidStateError:
                 break
+            except ValueError as error:
+                # Larger than the client's a=max-message-size, or words that are not Unicode.
+                self._metrics.channel_events_dropped_total.inc()
+                log.warning("event_not_sendable", type=event.get("type"), error=str(error))
         if len(self._outbox) and (channel is None or channel.readyState == "open"):
             self._emptied.clear()
         else:
             self._emptied.set()
 
     def _on_close(self) -> None:
+        self._gone = True
         self._inbox.close()
-        self._emptied.set()  # nothing can be flushed any more
+        self._outbox.clear()
+        self._emptied.set()
 
     def _on_message(self, data: str | bytes) -> None:
         self.last_message = asyncio.get_running_loop().time()

@@ -12,7 +12,7 @@ import re
 from voice_rtc.config import LimitSettings
 from voice_rtc.errors import BadOffer, NoAudioTrack
 
-_CANDIDATE = re.compile(r"^a=(?:candidate:|end-of-candidates)", re.MULTILINE)
+_CANDIDATE = re.compile(r"\s*a=(?:candidate|end-of-candidates)")
 
 
 def check_offer(sdp: str, limits: LimitSettings) -> None:
@@ -21,16 +21,18 @@ def check_offer(sdp: str, limits: LimitSettings) -> None:
         raise BadOffer(f"the offer is larger than {limits.sdp_bytes} bytes", code="offer_too_large")
     if not sdp.startswith("v=0"):
         raise BadOffer("the body is not an SDP offer: it does not start with v=0")
-    media = [line for line in sdp.splitlines() if line.startswith("m=")]
+    lines = sdp.splitlines()  # as aiortc's parser does: more than newlines end a line
+    media = [line for line in lines if line.startswith("m=")]
     if len(media) > limits.sdp_media_lines:
         raise BadOffer(f"the offer has more than {limits.sdp_media_lines} m-lines")
-    if len(_CANDIDATE.findall(sdp)) > limits.sdp_candidates:
+    if sum(1 for line in lines if _CANDIDATE.match(line)) > limits.sdp_candidates:
         raise BadOffer(f"the offer has more than {limits.sdp_candidates} candidates")
     if not any(line.startswith("m=audio") for line in media):
         raise NoAudioTrack("the offer has no audio m-line")
+    if not any(line.startswith("a=fingerprint:") for line in lines):
+        raise BadOffer("the offer has no DTLS fingerprint")
 
 
 def strip_candidates(sdp: str) -> str:
     """The offer without ``a=candidate`` and ``a=end-of-candidates`` lines."""
-    lines = sdp.replace("\r\n", "\n").split("\n")
-    return "\r\n".join(line for line in lines if not _CANDIDATE.match(line))
+    return "".join(f"{line}\r\n" for line in sdp.splitlines() if not _CANDIDATE.match(line))

@@ -18,6 +18,7 @@ from voice_rtc.metrics import Metrics
 
 _QUIET_SECONDS = 0.4
 _LONGEST_FILL_SECONDS = 2.0
+_LAST_SECONDS = 1.0
 _FRAME_SAMPLES = LISTEN_RATE_HZ // 50
 
 
@@ -55,6 +56,8 @@ class InboundAudio:
                 quiet_since = now
                 continue
             except MediaStreamError:
+                # The track can end in the middle of a word (RTCP BYE): then the word ends too.
+                self._make_up(_LAST_SECONDS)
                 return
             assert isinstance(frame, AudioFrame)  # the transceiver is an audio one
             quiet_since = self.last_arrival = loop.time()
@@ -77,17 +80,18 @@ class InboundAudio:
         self._made_up_samples = 0
         # Half a frame is rounding; more than two seconds is a new timeline, not a hole.
         if _FRAME_SAMPLES // 2 < missing <= _LONGEST_FILL_SECONDS * LISTEN_RATE_HZ:
-            self._count_filled(missing, "silence")
-            self._emit(silence(missing))
+            self._fill(missing, "silence")
 
     def _make_up(self, seconds: float) -> None:
         samples = round(seconds * LISTEN_RATE_HZ)
         self._made_up_samples += samples
-        self._count_filled(samples, "clock")
-        self._emit(silence(samples))
+        self._fill(samples, "clock")
 
-    def _count_filled(self, samples: int, method: str) -> None:
+    def _fill(self, samples: int, method: str) -> None:
         self._metrics.frames_concealed_total.labels(method).inc(samples / _FRAME_SAMPLES)
+        # In pieces: the inbox drops whole ones, and a long one might not fit at all.
+        for start in range(0, samples, _FRAME_SAMPLES):
+            self._emit(silence(min(_FRAME_SAMPLES, samples - start)))
 
     def _emit(self, samples: Samples) -> None:
         if len(samples):

@@ -113,6 +113,14 @@ class Peer:
         await self._lost.wait()
 
     @property
+    def sends_audio(self) -> bool:
+        """Did the client offer to receive audio? If not, nobody ever asks for a frame."""
+        return any(
+            t.kind == "audio" and t.currentDirection in ("sendrecv", "sendonly")
+            for t in self._connection.getTransceivers()
+        )
+
+    @property
     def last_activity(self) -> float | None:
         """Loop time of the newest audio frame or data channel message; None before the first."""
         times = [t for t in (self._audio.last_arrival, self.channel.last_message) if t is not None]

@@ -17,6 +17,7 @@ import structlog
 
 from voice_rtc.core.history import Message
 from voice_rtc.engines.base import EngineInfo, LlmEvent, LlmOptions, TextDelta, Usage
+from voice_rtc.engines.llm.surrogates import SurrogateJoiner
 from voice_rtc.errors import EngineUnavailable, LlmError
 
 if TYPE_CHECKING:
@@ -90,12 +91,15 @@ class OpenAiLlm:
         if client is None:
             raise EngineUnavailable("the LLM client is not running")
         chunks, first = await self._begin(client, self._request(messages, options))
+        joiner = SurrogateJoiner()
         try:
             chunk: Any = first
             while chunk is not None:
-                for event in _events(chunk):
+                for event in _events(chunk, joiner):
                     yield event
                 chunk = await self._next(chunks, self._settings.gap_seconds)
+            if rest := joiner.flush():
+                yield TextDelta(rest)
         finally:
             await chunks.close()
 
@@ -240,11 +244,13 @@ def _has_content(chunk: Any) -> bool:
     )
 
 
-def _events(chunk: Any) -> list[LlmEvent]:
+def _events(chunk: Any, joiner: SurrogateJoiner) -> list[LlmEvent]:
     events: list[LlmEvent] = [
-        TextDelta(choice.delta.content)
+        TextDelta(text)
         for choice in (chunk.choices or ())[:1]
-        if choice.delta is not None and choice.delta.content
+        if choice.delta is not None
+        and choice.delta.content
+        and (text := joiner.feed(choice.delta.content))
     ]
     if chunk.usage is not None:
         events.append(Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens))
