@@ -47,6 +47,12 @@ async def call_page(_request: web.Request) -> web.FileResponse:
     return web.FileResponse(_PAGES / "index.html", headers={"Cache-Control": "no-cache"})
 
 
+@routes.get(r"/static/{name:.*\.pyc?}")
+async def no_source(_request: web.Request) -> web.Response:
+    """The pages lie in a Python package; its Python is not for the browser."""
+    raise web.HTTPNotFound
+
+
 @routes.get("/livez")
 async def livez(_request: web.Request) -> web.Response:
     """The process answers."""

@@ -140,6 +140,7 @@ async def _load(
     except EngineError as error:
         # The server stays up to say so: an operator sees it on /readyz and on the page.
         state.failed(str(error))
+        registry.refuse(error)
         log.error("engines_failed", code=error.code, error=str(error))
         return
     pool = registry.open(engines)

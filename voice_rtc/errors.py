@@ -188,6 +188,7 @@ class EngineUnavailable(EngineError):
     """The engine cannot be loaded or reached."""
 
     code = "engine_unavailable"
+    http_status = 503
 
 
 class EngineTimeout(EngineError):

@@ -236,3 +236,33 @@ async def test_what_the_client_deletes_during_a_reply_does_no_harm() -> None:
         assert done["response"]["status"] == "completed"
         before = await speak(caller)
         await caller.event("output_audio_buffer.started", after=before)
+
+
+async def test_a_turn_that_the_client_ends_is_measured_too() -> None:
+    manual = {"audio": {"input": {"turn_detection": None}}}
+    async with call(engines(finals=("", "Hello."))) as (server, caller):
+        caller.send(type="session.update", session=manual)
+        await caller.event("session.updated")
+        for number in (1, 2):  # without words too: the client asked for an answer
+            before = await speak(caller, 0.4)
+            caller.send(type="input_audio_buffer.commit")
+            caller.send(type="response.create")
+            metrics = await caller.event("voice_rtc.turn.metrics", after=before)
+            committed = await caller.event("input_audio_buffer.committed", after=before)
+            assert metrics["item_id"] == committed["item_id"]
+            await caller.event("output_audio_buffer.stopped", after=before)
+            assert count(server, "response_seconds_count") == number
+
+
+async def test_an_answer_to_typed_text_does_not_count_as_one_to_the_turn_before() -> None:
+    manual = {"audio": {"input": {"turn_detection": None}}}
+    async with call() as (server, caller):
+        caller.send(type="session.update", session=manual)
+        await speak(caller, 0.4)
+        caller.send(type="input_audio_buffer.commit")
+        await transcript(caller, 0)
+        content = [{"type": "input_text", "text": "typed"}]
+        caller.send(type="conversation.item.create", item={"role": "user", "content": content})
+        caller.send(type="response.create")
+        await caller.event("output_audio_buffer.stopped")
+        assert count(server, "response_seconds_count") == 0

@@ -11,9 +11,13 @@ import aiohttp
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection
 
-from signaling.main import Server
+from signaling.main import Server, running_server
 from tests.support.caller import calling
 from tests.support.server import serving
+from voice_rtc.engines.base import EngineInfo, EngineSet
+from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
+from voice_rtc.config import Settings
+from voice_rtc.errors import EngineUnavailable
 
 CALLS = "/v1/realtime/calls"
 HEAD = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"
@@ -101,6 +105,8 @@ async def test_bad_offers_are_refused_with_a_code(
         ({"audio": {"input": {"turn_detection": {"type": "psychic"}}}}, "invalid_value"),
         ({"audio": {"input": {"turn_detection": {"threshold": 7}}}}, "invalid_value"),
         ({"audio": 7}, "invalid_value"),
+        ({"max_output_tokens": 0}, "invalid_value"),
+        ({"x": json.loads("[" * 900 + "]" * 900)}, "invalid_value"),
     ],
 )
 async def test_a_bad_session_in_an_offer_is_refused(
@@ -111,6 +117,34 @@ async def test_a_bad_session_in_an_offer_is_refused(
         assert await refusal(response) == (400, code)
     assert server.registry.active == 0
     await connection.close()
+
+
+class NamelessTts(ToneTts):
+    """A voice that cannot say what it is, once it is asked by a call."""
+
+    is_asked = False
+
+    @property
+    def info(self) -> EngineInfo:
+        if self.is_asked:
+            raise RuntimeError("nobody expects this")
+        return EngineInfo("tts", "nameless")
+
+    @info.setter
+    def info(self, _value: EngineInfo) -> None:
+        pass
+
+
+async def test_a_call_that_cannot_be_set_up_for_an_unforeseen_reason_leaves_nothing() -> None:
+    tts = NamelessTts()
+    engines = EngineSet(ThresholdVad(), ScriptedStt(), EchoLlm(), tts)
+    async with serving(engines) as server, aiohttp.ClientSession(server.url) as http:
+        connection, sdp = await make_offer()
+        tts.is_asked = True
+        async with http.post(CALLS, json={"sdp": sdp}) as response:
+            assert response.status == 500
+        assert server.registry.active == 0
+        await connection.close()
 
 
 @pytest.mark.parametrize("form", ["sdp", "json", "multipart"])
@@ -160,8 +194,9 @@ async def test_unknown_paths_and_methods_are_refused_as_json(http: aiohttp.Clien
         assert await refusal(response) == (404, "not_found")
     async with http.get(CALLS) as response:
         assert await refusal(response) == (405, "method_not_allowed")
-    async with http.get("/static/../pyproject.toml") as response:
-        assert response.status == 404
+    for path in ("/static/../pyproject.toml", "/static/__init__.py", "/static/none.js"):
+        async with http.get(path) as response:
+            assert response.status == 404, path
 
 
 async def test_cors_lets_any_page_use_the_api(http: aiohttp.ClientSession) -> None:
@@ -218,9 +253,6 @@ async def test_while_engines_load_offers_are_told_to_come_back() -> None:
         await release.wait()
         raise AssertionError("never released")
 
-    from signaling.main import running_server
-    from voice_rtc.config import Settings
-
     settings = Settings(server={"host": "127.0.0.1", "port": 0})
     async with running_server(settings, slow) as server, aiohttp.ClientSession(server.url) as http:
         connection, sdp = await make_offer()
@@ -233,6 +265,27 @@ async def test_while_engines_load_offers_are_told_to_come_back() -> None:
             assert (await response.json())["status"] == "loading"
         async with http.get("/livez") as response:
             assert response.status == 200
+        await connection.close()
+
+
+async def test_when_the_engines_cannot_be_loaded_it_says_so_and_what_to_do() -> None:
+    async def broken(*_args: Any) -> Any:
+        raise EngineUnavailable("there is no directory /models/none: mend stt.model")
+
+    settings = Settings(server={"host": "127.0.0.1", "port": 0})
+    async with (
+        running_server(settings, broken) as server,
+        aiohttp.ClientSession(server.url) as http,
+    ):
+        await server.state.settled.wait()
+        connection, sdp = await make_offer()
+        headers = {"Content-Type": "application/sdp"}
+        async with http.post(CALLS, data=sdp, headers=headers) as response:
+            assert await refusal(response) == (503, "engine_unavailable")
+        async with http.get("/readyz") as response:
+            body = await response.json()
+        assert (response.status, body["status"]) == (503, "failed")
+        assert "mend stt.model" in body["detail"]
         await connection.close()
 
 

@@ -211,6 +211,8 @@ async def test_push_to_talk(caller: Caller) -> None:
     caller.send(type="response.create")
     heard = await caller.event("conversation.item.input_audio_transcription.completed")
     assert heard["transcript"] and heard["usage"]["seconds"] > 0.5
+    metrics = await caller.event("voice_rtc.turn.metrics", after=before)
+    assert metrics["item_id"] == heard["item_id"] and metrics["response_ms"] > 0
     done = await caller.event("response.done", after=before)
     assert done["response"]["status"] == "completed"
 
@@ -270,6 +272,12 @@ GARBAGE: list[tuple[str, str]] = [
     ('{"type": "session.update", "session": {"type": "nonsense"}}', "invalid_value"),
     ('{"type": "response.create", "response": 7}', "invalid_type"),
     ('{"type": "response.create", "response": {"instructions": 7}}', "invalid_type"),
+    ('{"type": "response.create", "response": {"metadata": 7}}', "invalid_type"),
+    ('{"type": "session.update", "session": {"max_output_tokens": -1}}', "invalid_value"),
+    (
+        '{"type": "session.update", "session": {"x": ' + "[" * 900 + "]" * 900 + "}}",
+        "invalid_value",
+    ),
     ('{"type": "conversation.item.create"}', "invalid_type"),
     ('{"type": "conversation.item.create", "item": {"role": "robot"}}', "unsupported_item"),
     ('{"type": "conversation.item.create", "item": {"role": "user"}}', "invalid_value"),

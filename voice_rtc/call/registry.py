@@ -16,7 +16,14 @@ from voice_rtc.call.events import GoingAway
 from voice_rtc.call.state import CallState
 from voice_rtc.config import Settings
 from voice_rtc.engines.base import EngineSet
-from voice_rtc.errors import Draining, EnginesLoading, Overloaded, QueueFull, UnknownCall
+from voice_rtc.errors import (
+    Draining,
+    EnginesLoading,
+    Overloaded,
+    QueueFull,
+    UnknownCall,
+    VoiceRtcError,
+)
 from voice_rtc.media.peer import PeerSettings
 from voice_rtc.metrics import Metrics
 from voice_rtc.pool.pool import SttPool
@@ -40,6 +47,7 @@ class CallRegistry:
         self._empty = asyncio.Event()
         self._empty.set()
         self._draining = False
+        self._refusal: VoiceRtcError | None = None
         self._collecting: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
@@ -61,6 +69,10 @@ class CallRegistry:
         pool = SttPool(engines.stt, self._settings.pool.slots, self._metrics)
         self._ports = CallPorts(self._settings, engines, pool, self._metrics)
         return pool
+
+    def refuse(self, error: VoiceRtcError) -> None:
+        """The engines will not be there: calls are refused with ``error``."""
+        self._refusal = error
 
     @property
     def slots(self) -> int:
@@ -146,6 +158,8 @@ class CallRegistry:
     def _admit(self) -> CallPorts:
         if self._draining:
             raise Draining
+        if self._refusal is not None:
+            raise self._refusal
         if self._ports is None:
             raise EnginesLoading
         if len(self._calls) >= self._settings.limits.max_calls:
