@@ -14,9 +14,9 @@ from aiortc import RTCConfiguration, RTCPeerConnection
 from signaling.main import Server, running_server
 from tests.support.caller import calling
 from tests.support.server import serving
+from voice_rtc.config import Settings
 from voice_rtc.engines.base import EngineInfo, EngineSet
 from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
-from voice_rtc.config import Settings
 from voice_rtc.errors import EngineUnavailable
 
 CALLS = "/v1/realtime/calls"

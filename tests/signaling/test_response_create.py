@@ -15,6 +15,7 @@ from tests.support.server import serving
 from voice_rtc.core.history import Message
 from voice_rtc.engines.base import EngineSet, LlmEvent, LlmOptions
 from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
+from voice_rtc.engines.llm.openai import AS_CONFIGURED
 
 
 class NotingLlm(EchoLlm):
@@ -25,7 +26,7 @@ class NotingLlm(EchoLlm):
         self.asked_for: list[tuple[str, int | None]] = []
 
     async def stream(
-        self, messages: Sequence[Message], options: LlmOptions = LlmOptions()
+        self, messages: Sequence[Message], options: LlmOptions = AS_CONFIGURED
     ) -> AsyncGenerator[LlmEvent, None]:
         self.asked_for.append((messages[0].content, options.max_tokens))
         async for event in super().stream(messages, options):
