@@ -82,24 +82,27 @@ async def _cancel_on(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
 async def running_server(
     settings: Settings, loader: EngineLoader = load_engines
 ) -> AsyncIterator[Server]:
-    """The whole server inside a block; engines load in the background."""
+    """The whole server inside a block; engines load in the background. Raises ConfigError."""
     metrics = Metrics()
     state = ServerState()
     registry = CallRegistry(settings, metrics)
-    async with asyncio.TaskGroup() as tasks, registry.running():
-        app = build_app(settings, registry, metrics, state)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        loading = tasks.create_task(_load(settings, loader, registry, state), name="load-engines")
-        try:
-            url = await _listen(runner, settings)
-            yield Server(url, settings, registry, state, metrics)
-        finally:
-            loading.cancel()
-            await registry.drain(0.0)
-            await runner.cleanup()
-            if state.engines is not None:
-                await close_engines(state.engines)
+    app = build_app(settings, registry, metrics, state)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        url = await _listen(runner, settings)  # outside the group: its error is for the operator
+        async with asyncio.TaskGroup() as tasks, registry.running():
+            load = _load(settings, loader, registry, state)
+            loading = tasks.create_task(load, name="load-engines")
+            try:
+                yield Server(url, settings, registry, state, metrics)
+            finally:
+                loading.cancel()
+                await registry.drain(0.0)
+    finally:
+        await runner.cleanup()
+        if state.engines is not None:
+            await close_engines(state.engines)
 
 
 async def _listen(runner: web.AppRunner, settings: Settings) -> str:
