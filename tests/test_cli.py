@@ -68,6 +68,16 @@ def test_a_wrong_setting_is_one_line_and_exit_status_two(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_taken_port_is_one_line_too() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = voice_rtc("serve", "--fake", "--host", "127.0.0.1", "--port", port)
+    assert done.returncode == 2
+    assert "choose another with --port" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_config_tells_values_and_origins_and_hides_secrets(tmp_path: Path) -> None:
     file = tmp_path / "v.toml"
     file.write_text('[llm]\nmodel = "mine"\n')

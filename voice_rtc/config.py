@@ -64,7 +64,7 @@ class LimitSettings(Section):
     sdp_bytes: int = Field(32_768, ge=1024, le=1_048_576)
     """Largest SDP offer."""
     session_bytes: int = Field(16_384, ge=256, le=1_048_576)
-    """Largest session JSON in an offer."""
+    """Largest session JSON in an offer, and how much a client may add to the server's session."""
     sdp_media_lines: int = Field(4, ge=1, le=64)
     """m-lines in an offer."""
     sdp_candidates: int = Field(40, ge=0, le=1000)

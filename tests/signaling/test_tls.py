@@ -62,11 +62,6 @@ async def test_half_of_a_pair_is_a_config_error(tmp_path: Path, missing: str) ->
     certificate, key = self_signed(tmp_path)
     given = {"tls_certificate": certificate, "tls_key": key, "host": "127.0.0.1", "port": 0}
     del given[missing]
-    with (
-        pytest.Raises(ConfigError)
-        if hasattr(pytest, "RaisesX")
-        else pytest.raises(BaseExceptionGroup) as caught
-    ):
+    with pytest.raises(ConfigError, match="belong together"):
         async with running_server(Settings(server=given, engines="fake")):
             pass
-    assert caught.value.split(ConfigError)[0] is not None
