@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tools.bot import BotOptions, BotReport, call
+from tools.bot import call
+from tools.bot_report import BotOptions, BotReport
 from tools.load import LoadReport, run_load
 from tools.server import own_server
 from tools.wav import read_wav

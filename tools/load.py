@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tools.bot import BotOptions, BotReport, call
+from tools.bot import call
+from tools.bot_report import BotOptions, BotReport
 from tools.server import Resources, own_server
 from tools.wav import resample
 from voice_rtc.core.audio import SEND_RATE_HZ, Samples

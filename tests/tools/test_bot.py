@@ -1,4 +1,4 @@
-"""The headless caller against a whole server, and its reading of what it got."""
+"""The headless caller against a whole server, and its command line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from tests.support.audio import constant, tone
+from tests.support.audio import tone
 from tests.support.server import serving
 from tools import bot
-from tools.bot import BotOptions, BotReport, CallFailed, HeardFrame, Received, call
+from tools.bot import call
+from tools.bot_caller import CallFailed
+from tools.bot_report import BotOptions, BotReport
 from tools.wav import read_wav, write_wav
-from voice_rtc.core.audio import Samples, silence
+from voice_rtc.core.audio import SEND_RATE_HZ, silence
 from voice_rtc.engines.base import EngineSet, LlmEngine, TtsEngine
 from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
 from voice_rtc.engines.tts.espeak import EspeakTts
@@ -82,6 +84,17 @@ async def test_a_barge_in_silences_the_reply_and_is_answered():
     assert LONG.startswith(report.barge_in.heard_text or "nothing")
     assert report.barge_in.heard_complete is False
     assert first.reply_seconds < 0.06 * len(LONG)
+
+
+async def test_a_cancelled_reply_that_nothing_follows_is_over_and_fails():
+    stt = ScriptedStt(["Hello there.", ""])
+    chosen = EngineSet(ThresholdVad(), stt, EchoLlm([LONG]), ToneTts())
+    speech_and_noise = np.concatenate([SPEECH, silence(2 * SEND_RATE_HZ), SPEECH])
+    async with serving(chosen) as server:
+        report = await call(BotOptions(speech_and_noise, server.url, max_seconds=20.0))
+    assert report.errors == []
+    assert report.turns[0].reply_status == "cancelled"
+    assert failed(report) == ["turn 1 reply completed"]
 
 
 async def test_a_reply_too_short_for_the_barge_in_is_an_error():
@@ -182,144 +195,3 @@ def test_what_cannot_be_done_is_refused(given, capsys):
     with pytest.raises(SystemExit) as stopped:
         bot.main(given)
     assert stopped.value.code == 2
-
-
-# ------------------------------------------------------------- reading what came of a call
-
-
-def event(kind: str, at: float = 0.0, **fields: object) -> Received:
-    return Received(at, {"type": kind, **fields})
-
-
-def committed(item: str) -> Received:
-    return event("input_audio_buffer.committed", item_id=item)
-
-
-def understood(item: str, text: str) -> Received:
-    kind = "conversation.item.input_audio_transcription.completed"
-    return event(kind, item_id=item, transcript=text)
-
-
-def created(response: str, at: float = 0.0) -> Received:
-    return event("response.created", at, response={"id": response})
-
-
-def done(response: str, status: str = "completed") -> Received:
-    return event("response.done", response={"id": response, "status": status})
-
-
-def playing(change: str, response: str) -> Received:
-    return event(f"output_audio_buffer.{change}", response_id=response)
-
-
-ANSWERED = [
-    committed("a"),
-    understood("a", "Hello."),
-    created("r"),
-    playing("started", "r"),
-    done("r"),
-    playing("stopped", "r"),
-]
-
-
-def test_a_turn_is_settled_when_its_reply_has_been_played():
-    assert bot.settled(ANSWERED)
-
-
-@pytest.mark.parametrize("length", range(len(ANSWERED)))
-def test_it_is_not_settled_before(length):
-    assert not bot.settled(ANSWERED[:length])
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        [event("input_audio_buffer.speech_started", item_id="b")],
-        [committed("b")],
-        [committed("b"), understood("b", "And more.")],
-        [created("s"), playing("started", "s")],
-        [created("s"), done("s", "cancelled")],
-    ],
-)
-def test_speech_behind_the_reply_unsettles_it(more):
-    assert not bot.settled([*ANSWERED, *more])
-
-
-def test_speech_without_words_needs_no_reply():
-    assert bot.settled([committed("a"), understood("a", "")])
-    assert bot.settled([*ANSWERED, committed("b"), understood("b", "")])
-
-
-def frame(at: float, number: int, samples: Samples) -> HeardFrame:
-    return HeardFrame(at, number * 960, samples, bool(samples.any()))
-
-
-LOUD = constant(5000, 960)
-
-
-def test_a_recording_has_silence_where_frames_were_lost():
-    sound = bot.recorded([frame(0.0, 5, LOUD), frame(0.02, 7, LOUD)])
-    assert np.array_equal(sound, np.concatenate([LOUD, silence(960), LOUD]))
-
-
-def test_a_leap_of_the_clock_is_no_hole():
-    sound = bot.recorded([frame(0.0, 5, LOUD), frame(0.02, 5_000_000, LOUD)])
-    assert len(sound) == 2 * 960
-
-
-def test_lost_frames_are_counted_between_the_first_and_last_audible_one():
-    turn = bot.Turn(0, 0.0, bot.Speaking(0.0, 1.0, sent=True))
-    frames = [
-        frame(1.5, 0, silence(960)),
-        frame(2.0, 25, LOUD),
-        frame(2.06, 28, LOUD),
-        frame(2.08, 29, silence(960)),
-    ]
-    events = [*ANSWERED[:2], created("r", at=1.2), *ANSWERED[3:]]
-    report, _ = bot.report_turns([turn], events, frames)[0]
-    assert (report.frames_received, report.frames_expected) == (2, 4)
-    assert report.response_seconds == 1.0
-
-
-def barge_in(last_audible_at: float) -> bot.BargeInReport:
-    turns = [
-        bot.Turn(0, 0.0, bot.Speaking(0.0, 1.0, sent=True)),
-        bot.Turn(4, 3.0, bot.Speaking(3.1, 3.5, sent=True)),
-    ]
-    events = [
-        *(committed("a"), understood("a", "Hello."), created("r", at=1.5)),
-        playing("started", "r"),
-        event("output_audio_buffer.cleared", 3.4, response_id="r"),
-        event("conversation.item.truncated", 3.4, item_id="i"),
-        event("voice_rtc.reply.heard", 3.4, text="You", complete=False, audio_end_ms=900),
-        done("r", "cancelled"),
-        *(committed("b"), understood("b", "Stop."), created("s", at=4.5), done("s")),
-    ]
-    frames = [frame(2.0, 0, LOUD), frame(last_audible_at, 60, LOUD), frame(4.6, 200, LOUD)]
-    return bot.report_barge_in(turns, events, frames)
-
-
-def test_the_times_of_a_barge_in():
-    report = barge_in(3.45)
-    assert report.silence_seconds == pytest.approx(0.35)
-    assert report.silence_after_confirmed_seconds == pytest.approx(0.05)
-    assert (report.heard_text, report.heard_complete, report.audio_end_ms) == ("You", False, 900)
-    assert report.next_turn_works
-
-
-def test_a_reply_that_goes_on_is_not_silenced():
-    options = BotOptions(SPEECH, barge_in_seconds=1.0)
-    for last, passed in ((3.5, True), (4.2, False)):
-        report = BotReport("", barge_in=barge_in(last))
-        checks = {check.name: check.passed for check in bot.checks_of(options, report)}
-        assert checks["barge-in silenced the reply"] is passed
-
-
-def test_a_barge_in_that_never_happened_fails():
-    report = BotReport("")
-    options = BotOptions(SPEECH, barge_in_seconds=1.0)
-    assert "barge-in happened" in [c.name for c in bot.checks_of(options, report) if not c.passed]
-
-
-def test_a_report_without_checks_has_not_passed():
-    assert not BotReport("").passed
