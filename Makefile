@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
 	&& { command -v $$p; break; }; done)
-CHROMIUM := $(shell command -v chromium || command -v chromium-browser)
+# What the browser tests need of the system: Chromium, and a library of Playwright's driver.
+BROWSER_PACKAGES := $(shell command -v chromium >/dev/null || echo chromium) \
+	$(shell PATH=$$PATH:/sbin:/usr/sbin ldconfig -p | grep -q 'libatomic\.so\.1' || echo libatomic1)
 # Extras of pyproject.toml, e.g. `make run EXTRAS=kokoro`.
 EXTRAS ?=
 comma := ,
@@ -20,7 +22,7 @@ help: ## this list
 run: $(VENV)/.installed ## install what is missing and serve on http://localhost:8080
 	@exec $(BIN)/voice-rtc serve $(ARGS)
 
-test: $(VENV)/.dev chromium ## install what is missing and run every test
+test: $(VENV)/.dev browser ## install what is missing and run every test
 	$(BIN)/python -m pytest -q $(ARGS)
 
 lint: $(VENV)/.dev ## ruff
@@ -59,11 +61,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	@touch $@ $(VENV)/.installed
 
-.PHONY: chromium
-chromium:
-ifeq ($(CHROMIUM),)
-	@tools/apt_install chromium \
-		|| echo "voice_rtc: the browser tests will be SKIPPED: install the package chromium to run them" >&2
+.PHONY: browser
+browser:
+ifneq ($(strip $(BROWSER_PACKAGES)),)
+	@tools/apt_install $(BROWSER_PACKAGES) \
+		|| echo "voice_rtc: the browser tests will be SKIPPED: they need $(strip $(BROWSER_PACKAGES))" >&2
 endif
 
 constraints: $(VENV)/.dev ## pin what is installed now into constraints.txt

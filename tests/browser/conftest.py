@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+import subprocess
 import wave
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
@@ -13,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import psutil  # type: ignore[import-untyped]  # has no stubs of its own
 import pytest
+from playwright._impl._driver import compute_driver_executable
 from playwright.async_api import Browser, Page, async_playwright
 
 from .page_server import PageServer
@@ -90,8 +93,8 @@ class OpenChromium(Protocol):
 @pytest.fixture
 async def chromium_page() -> AsyncIterator[OpenChromium]:
     """Opens pages, each in a Chromium of its own; closes them and checks that none is left."""
-    if CHROMIUM is None:
-        pytest.skip("BROWSER TESTS DID NOT RUN: there is no `chromium` on this machine's PATH")
+    if problem := _why_not():
+        pytest.skip(f"BROWSER TESTS DID NOT RUN: {problem}")
     before = _chromium_processes()
     playwright = await async_playwright().start()
     browsers: list[Browser] = []
@@ -157,6 +160,16 @@ def talking_wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.setframerate(48_000)
         file.writeframes(samples.tobytes())
     return path
+
+
+@functools.cache
+def _why_not() -> str:
+    """What this machine lacks for browser tests; "" when nothing."""
+    if CHROMIUM is None:
+        return "there is no `chromium` on this machine's PATH"
+    node, _ = compute_driver_executable()
+    tried = subprocess.run([node, "--version"], capture_output=True, text=True, check=False)
+    return "" if tried.returncode == 0 else f"Playwright's driver: {tried.stderr.strip()}"
 
 
 def _watched(page: Page) -> ChromiumPage:
