@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import ssl
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from voice_rtc.errors import ConfigError
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
-    """Certificate and key for localhost."""
+    """Certificate and key for 127.0.0.1."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
@@ -32,7 +34,7 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
         .serial_number(1)
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
         .sign(key, hashes.SHA256())
     )
     paths = folder / "server.pem", folder / "server.key"
@@ -52,7 +54,7 @@ async def test_the_server_speaks_https(tmp_path: Path) -> None:
     trust = ssl.create_default_context(cafile=str(certificate))
     async with serving(server={"tls_certificate": certificate, "tls_key": key}) as server:
         assert server.url.startswith("https://")
-        url = server.url.replace("127.0.0.1", "localhost") + "/readyz"
+        url = f"{server.url}/readyz"
         async with aiohttp.ClientSession() as http, http.get(url, ssl=trust) as response:
             assert response.status == 200
 
