@@ -215,7 +215,7 @@ class LlmError(EngineError):
     """The language model service answered with an error.
 
     ``code`` is one of ``llm_unauthorized``, ``llm_rate_limited``, ``llm_server_error``,
-    ``llm_unreachable``, ``llm_timeout``, ``llm_stream_cut``, ``llm_bad_request``.
+    ``llm_unreachable``, ``llm_timeout``, ``llm_stream_cut``, ``llm_bad_request``, ``llm_empty``.
     """
 
     code = "llm_error"

@@ -314,7 +314,8 @@ class CallPage {
 
   /** @param {boolean} pressed */
   #pressTalk(pressed) {
-    if (this.status !== "live" || this.textOnly) return;
+    // Letting go is always heard: else a gap in the network would leave the microphone open.
+    if (pressed && (this.status !== "live" || this.textOnly)) return;
     if (pressed && this.lastError?.code === "talk_too_short") this.#view.showNotice(null);
     if (pressed) this.#talk.press();
     else this.#talk.release();
@@ -373,9 +374,14 @@ class CallPage {
     this.#chosen.microphone = deviceId;
     if (!this.#call || this.textOnly) return;
     try {
+      const call = this.#call;
       const track = await openMicrophone(deviceId);
+      if (this.#call !== call) {
+        track.stop(); // the call ended meanwhile
+        return;
+      }
       this.#useMicrophone(track);
-      await this.#call?.replaceTrack(track);
+      await call.replaceTrack(track);
     } catch (error) {
       if (!(error instanceof CallFailure)) throw error;
       this.#note(error);

@@ -14,6 +14,16 @@ export function stopReply({ responding, playing }) {
 }
 
 /**
+ * Silence before a turn of one's own. A reply may be on its way of which the page was not told yet,
+ * so this is sent whatever the page knows; with nothing to clear it does nothing.
+ * @param {{responding: boolean, playing: boolean}} activity
+ */
+function silence({ responding }) {
+  const cancel = responding ? [{ type: "response.cancel" }] : [];
+  return [...cancel, { type: "output_audio_buffer.clear" }];
+}
+
+/**
  * A typed turn.
  * @param {string} text
  * @param {{responding: boolean, playing: boolean}} activity
@@ -21,7 +31,7 @@ export function stopReply({ responding, playing }) {
 export function typedTurn(text, activity) {
   const item = { type: "message", role: "user", content: [{ type: "input_text", text }] };
   return [
-    ...stopReply(activity),
+    ...silence(activity),
     { type: "conversation.item.create", item },
     { type: "response.create" },
   ];
@@ -46,7 +56,7 @@ export function turnDetection(pushToTalk) {
  * @param {{responding: boolean, playing: boolean}} activity
  */
 export function pressTalk(activity) {
-  return [...stopReply(activity), { type: "input_audio_buffer.clear" }];
+  return [...silence(activity), { type: "input_audio_buffer.clear" }];
 }
 
 /** The caller lets go: the turn is over. */

@@ -86,7 +86,9 @@ async def test_refused_microphone_and_a_text_call(
     assert await opened.page.get_by_role("button", name="Mute").is_disabled()
     await opened.page.keyboard.type("Hello")
     await opened.page.keyboard.press("Enter")
-    await call.next_messages("conversation.item.create", "response.create")
+    await call.next_messages(
+        "output_audio_buffer.clear", "conversation.item.create", "response.create"
+    )
     call.caller_types("Hello")
     call.agent_starts("Hello to you.")
     await opened.until("voiceRtc.captions.length === 2 && voiceRtc.remoteEnergy > 0.001")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from tests.support.audio import tone
 from tests.support.caller import Caller, calling
 from tests.support.server import serving
 from voice_rtc.core.audio import rms_dbfs, silence
-from voice_rtc.engines.base import EngineSet
+from voice_rtc.engines.base import EngineSet, LlmEvent, Usage
 from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
 from voice_rtc.errors import EngineCrashed, EngineError, LlmError
 
@@ -265,3 +265,48 @@ async def test_an_answer_to_typed_text_does_not_count_as_one_to_the_turn_before(
         caller.send(type="response.create")
         await caller.event("output_audio_buffer.stopped")
         assert count(server, "response_seconds_count") == 0
+
+
+async def test_a_transcript_that_fails_is_not_dead_air() -> None:
+    async with call(engines(finals=(EngineCrashed("the ear died"), "Hello."))) as (_, caller):
+        await speak(caller)
+        done = await caller.event("response.done")
+        assert "say it again" in done["response"]["output"][0]["content"][0]["transcript"]
+
+
+async def test_a_noise_that_cut_a_reply_is_not_dead_air() -> None:
+    async with call(engines(finals=("Hello.", ""), replies=(LONG_REPLY,))) as (_, caller):
+        await speak(caller)
+        await caller.event("output_audio_buffer.started")
+        before = await speak(caller, 0.8)
+        done = await caller.event(
+            "response.done", lambda e: e["response"]["status"] == "completed", after=before
+        )
+        assert "go on" in done["response"]["output"][0]["content"][0]["transcript"]
+
+
+async def test_a_system_item_added_meanwhile_does_not_swallow_the_answer() -> None:
+    async with call() as (_, caller):
+        await speak(caller)
+        await caller.event("input_audio_buffer.committed")
+        caller.send(
+            type="conversation.item.create",
+            item={"role": "system", "content": [{"type": "input_text", "text": "It is noon."}]},
+        )
+        done = await caller.event("response.done")
+        assert done["response"]["status"] == "completed"
+
+
+async def test_an_empty_answer_of_the_model_is_told() -> None:
+    class Speechless(EchoLlm):
+        async def stream(self, *_args: Any) -> AsyncGenerator[LlmEvent, None]:
+            yield Usage(1, 0)
+
+    chosen = EngineSet(
+        ThresholdVad(), ScriptedStt(("Hello.",)), Speechless(), ToneTts(seconds_per_character=0.01)
+    )
+    async with call(chosen) as (_, caller):
+        await speak(caller)
+        assert (await caller.event("error"))["error"]["code"] == "llm_empty"
+        done = await caller.event("response.done")
+        assert done["response"]["status"] == "failed"

@@ -186,3 +186,11 @@ def test_what_is_spoken(text, spoken):
 @pytest.mark.parametrize("text", ["", " \n", "😀", "---", "**", "...", "```", "|---|---|"])
 def test_what_has_no_sound_is_empty(text):
     assert speakable(text) == ""
+
+
+@pytest.mark.parametrize(
+    "run", ["-", "_", "*", ">", "|", "=", "~", "`", "#", "- ", "|-", "[", "<a"]
+)
+def test_long_runs_of_markup_take_no_time_to_speak_of(run: str) -> None:
+    # A pattern that tries all ways to cut a run up would not come back within the test's deadline.
+    speakable(run * 400 + " Title " + run * 400)

@@ -26,6 +26,8 @@ FAILURES: dict[Mode, str] = {
     "hang": "llm_timeout",
     "stall": "llm_timeout",
     "error event": "llm_server_error",
+    "list": "llm_stream_cut",
+    "bytes": "llm_stream_cut",
 }
 
 
@@ -61,6 +63,13 @@ async def test_a_failing_service_is_told_and_spoken_and_the_call_goes_on(mode: M
             before = len(caller.events)
             assert await turn(caller) == ("completed", REPLY)
             assert "error" not in caller.types()[before:]
+
+
+async def test_choices_without_a_delta_are_passed_over() -> None:
+    async with asyncio.timeout(55), openai_server(REPLY) as service:
+        async with serving(engines(service)) as server, calling(server.url) as caller:
+            service.mode = "odd first"
+            assert await turn(caller) == ("completed", REPLY)
 
 
 async def test_openai_base_url_alone_is_enough_and_the_answer_streams() -> None:

@@ -23,6 +23,9 @@ Mode = Literal[
     "hang",  # accepts the request and never answers
     "stall",  # sends the first word and nothing more
     "error event",  # an error object inside the stream
+    "odd first",  # begins with choices that have no delta, as some gateways do
+    "list",  # sends JSON that is no chunk
+    "bytes",  # sends what is not UTF-8
 ]
 
 
@@ -89,7 +92,14 @@ class OpenAiServer:
         if self.mode == "slow":
             await self.go_on.acquire()
         if number == 0:
+            if self.mode == "odd first":
+                await _send(response, {**_chunk({}), "choices": [{"index": 0, "delta": None}]})
+                await _send(response, {**_chunk({}), "choices": [{"index": 0}]})
             return
+        if self.mode == "list":
+            await response.write(b"data: []\n\n")
+        if self.mode == "bytes":
+            await response.write(b"data: \xff\xfe\n\n")
         if self.mode == "stall":
             await asyncio.Event().wait()
         if self.mode == "cut" and request.transport is not None:

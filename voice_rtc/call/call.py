@@ -143,6 +143,7 @@ class Call:
         vad = self._context.ports.engines.vad.open()
         try:
             hearing = self._hearing = Hearing(self._context, vad, lease)
+            self._replies.unsettled = hearing.unsettled
             work = {
                 "inbound": self.peer.run_inbound(),
                 "listen": hearing.listen(self.peer.inbound, self._on_edge),

@@ -125,7 +125,7 @@ class Hearing:
         self._finals[utterance] = context.loop.create_future()
         if turn is None:  # manual turns: nobody opened it, the listener holds the audio
             turn = self._turns[utterance] = self._new_turn(utterance)
-            self._listener.commit_held(utterance)
+            self._listener.commit_held(utterance, self._taken_until)
         else:
             self._listener.finish(utterance)
         self._taken_until = self._listener.at
@@ -186,6 +186,7 @@ class Hearing:
         except TimeoutError:
             error: EngineError = EngineTimeout("the transcript took too long")
             context.count_failure("stt", error)
+            self._listener.discard(turn.utterance)  # else it would keep live turns waiting
             self._fall_back(turn, error)
         except EngineError as caught:
             self._fall_back(turn, caught)
@@ -199,6 +200,7 @@ class Hearing:
 
     def _fall_back(self, turn: CallerTurn, error: EngineError) -> None:
         """Use the newest partial; say so when there is none."""
+        turn.failure = error
         if turn.partial.strip():
             self._conclude(turn, turn.partial.strip(), 0.0)
         else:

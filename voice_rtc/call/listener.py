@@ -95,9 +95,9 @@ class Listener:
         start = max(self._hold_from, self._recent[0].at if self._recent else self.at)
         return (self.at - start) / LISTEN_RATE_HZ
 
-    def commit_held(self, utterance: int) -> None:
-        """Manual turns: send what was held as ``utterance`` and ask for its Final."""
-        self.begin(utterance, self._hold_from)
+    def commit_held(self, utterance: int, from_at: int) -> None:
+        """Manual turns: send what was held since ``from_at`` and ask for its Final."""
+        self.begin(utterance, max(self._hold_from, from_at))
         self.finish(utterance)
         self._hold_from = self.at
 

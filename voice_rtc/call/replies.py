@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from secrets import token_hex
 
 from voice_rtc.call import events
@@ -15,6 +16,13 @@ from voice_rtc.core.history import Item
 from voice_rtc.core.turns import ReplyAudible, ReplyDone
 from voice_rtc.engines.base import LlmOptions, TextDelta
 from voice_rtc.errors import EngineError
+
+_NOT_UNDERSTOOD = "Sorry, I could not understand that. Please say it again."
+_GO_ON = "Sorry, please go on."
+
+
+async def _words(text: str) -> AsyncGenerator[str, None]:
+    yield text
 
 
 class Replies:
@@ -29,6 +37,9 @@ class Replies:
         )
         self._replies: dict[int, Reply] = {}
         self._answered: dict[int, CallerTurn] = {}
+        self._was_cut = False
+        self.unsettled: Callable[[], list[CallerTurn]] = list
+        """Committed turns whose text is still to come."""
         self.created = 0
         """Replies begun so far."""
 
@@ -83,6 +94,7 @@ class Replies:
         if reply.task is not None:
             reply.task.cancel()
         self._answered.pop(number, None)
+        self._was_cut = reason == "barge_in"
         if reason != "cancelled":
             context.metrics.barge_ins_total.labels(reason).inc()
         if not reply.created:
@@ -120,11 +132,13 @@ class Replies:
 
     async def _perform(self, reply: Reply, source: TextSource, waiting: list[CallerTurn]) -> None:
         context = self._context
-        for turn in waiting:
-            await turn.settled.wait()
+        await self._settled(waiting)
         if reply.wishes is None and not self._is_unanswered():
-            context.signal(ReplyDone(reply.number))  # it was a noise
-            return
+            words = self._instead_of_an_answer(waiting)
+            if words is None:
+                context.signal(ReplyDone(reply.number))  # it was a noise
+                return
+            source = partial(_words, words)
         spoken = self._is_spoken(reply)
         self._create(reply, spoken)
         tts = context.ports.engines.tts if spoken else None
@@ -132,7 +146,21 @@ class Replies:
         if not spoken:
             context.signal(ReplyDone(reply.number))  # nobody plays it to its end
 
+    async def _settled(self, turns: list[CallerTurn]) -> None:
+        """Wait for the text of ``turns``, and of those that are committed meanwhile."""
+        waiting = list(turns)
+        while waiting:
+            await waiting.pop().settled.wait()
+            waiting = waiting or [t for t in self.unsettled() if not t.settled.is_set()]
+
+    def _instead_of_an_answer(self, turns: list[CallerTurn]) -> str | None:
+        """What is said when no words came: nothing, unless the caller waits for something."""
+        if any(turn.failure is not None for turn in turns):
+            return _NOT_UNDERSTOOD
+        return _GO_ON if self._was_cut else None
+
     def _create(self, reply: Reply, spoken: bool) -> None:
+        self._was_cut = False
         reply.created = True
         self.created += 1
         item = Item(reply.item_id, "assistant", spoken, None, "in_progress")
@@ -144,8 +172,10 @@ class Replies:
         return (self._context.settings.spoken if wanted is None else wanted) and self._can_speak()
 
     def _is_unanswered(self) -> bool:
-        messages = self._context.conversation.messages("")
-        return bool(messages) and messages[-1].role == "user"
+        for message in reversed(self._context.conversation.messages("")):
+            if message.role != "system":  # a client may add those at any time
+                return message.role == "user"
+        return False
 
     # Told by `perform`.
 

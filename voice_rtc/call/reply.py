@@ -20,7 +20,7 @@ from voice_rtc.call.state import ReplyWishes
 from voice_rtc.core.audio import SEND_RATE_HZ, Samples
 from voice_rtc.core.sentences import SentenceSplitter, speakable
 from voice_rtc.engines.base import TtsEngine, VoiceOptions
-from voice_rtc.errors import EngineError
+from voice_rtc.errors import EngineError, LlmError
 
 TextSource = Callable[[], AsyncGenerator[str, None]]
 """Starts a stream of text; closing it ends the work behind it."""
@@ -112,6 +112,8 @@ async def _produce(
                     listener.reply_first_token(reply)
                 for piece in splitter.feed(delta):
                     await pieces.put(piece)
+            if not started:
+                raise LlmError("the language model gave an empty answer", code="llm_empty")
     except EngineError as error:
         reply.error = error
         listener.reply_failed(reply, "llm", error)

@@ -7,7 +7,6 @@ are off: on a call a second attempt is worth one quick try and no more.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -147,15 +146,18 @@ class OpenAiLlm:
 
         try:
             async with _deadline(seconds, "the answer stopped"):
-                return await anext(chunks)
+                chunk = await anext(chunks)
         except StopAsyncIteration:
             return None
         except openai.APIConnectionError as error:
             raise _error("llm_stream_cut", "the answer was cut off") from error
         except openai.OpenAIError as error:
             raise llm_error(error) from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # neither JSON nor UTF-8
             raise _error("llm_stream_cut", "the answer was garbled") from error
+        if not _is_chunk(chunk):
+            raise _error("llm_stream_cut", "the answer was garbled")
+        return chunk
 
     def _request(self, messages: Sequence[Message], options: LlmOptions) -> dict[str, Any]:
         settings = self._settings
@@ -237,10 +239,23 @@ def _error(code: str, message: str) -> LlmError:
     return error
 
 
+def _is_chunk(chunk: Any) -> bool:
+    """The client hands on whatever JSON a service sends, typed or not."""
+    if not hasattr(chunk, "choices") or not hasattr(chunk, "usage"):
+        return False
+    contents = [_content(choice) for choice in chunk.choices or ()]
+    return all(content is None or isinstance(content, str) for content in contents)
+
+
+def _content(choice: Any) -> Any:
+    """Text of a choice; some services send choices without a delta."""
+    return getattr(getattr(choice, "delta", None), "content", None)
+
+
 def _has_content(chunk: Any) -> bool:
     """Servers begin with a chunk that has only a role; the first token is what is waited for."""
     return chunk.usage is not None or any(
-        choice.delta.content or choice.finish_reason for choice in chunk.choices or ()
+        _content(choice) or getattr(choice, "finish_reason", None) for choice in chunk.choices or ()
     )
 
 
@@ -248,9 +263,7 @@ def _events(chunk: Any, joiner: SurrogateJoiner) -> list[LlmEvent]:
     events: list[LlmEvent] = [
         TextDelta(text)
         for choice in (chunk.choices or ())[:1]
-        if choice.delta is not None
-        and choice.delta.content
-        and (text := joiner.feed(choice.delta.content))
+        if (content := _content(choice)) and (text := joiner.feed(content))
     ]
     if chunk.usage is not None:
         events.append(Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens))

@@ -23,12 +23,13 @@ from voice_rtc.engines.process import EngineProcess, Restarts
 from voice_rtc.engines.stt import pocketsphinx_protocol as protocol
 from voice_rtc.engines.stt.grammar import load_grammar
 from voice_rtc.engines.stt.results import ResultStream
-from voice_rtc.errors import EngineCrashed, EngineError, EngineUnavailable
+from voice_rtc.errors import EngineCrashed, EngineError, EngineTimeout, EngineUnavailable
 from voice_rtc.inbox import Inbox
 
 _log = structlog.get_logger("voice_rtc.engines")
 
 _WORKER_MODULE = "voice_rtc.engines.stt.pocketsphinx_worker"
+_LOAD_SECONDS = 30.0
 _MOST_DEFAULT_WORKERS = 4
 _GRAMMAR_SLOTS = 8
 _DICTATION_SLOTS = 2
@@ -82,7 +83,12 @@ class _Worker:
             self._engine.worker_died(self)
             raise
         self.send(setup)
-        await self._ready
+        try:
+            async with asyncio.timeout(_LOAD_SECONDS):
+                await self._ready
+        except TimeoutError:
+            self._process.kill()  # its death puts it in line for a restart
+            raise EngineTimeout("a pocketsphinx worker did not load in time") from None
 
     def send(self, request: protocol.Request) -> None:
         """Raises EngineError when the process cannot take it."""
@@ -97,9 +103,13 @@ class _Worker:
                 self.send(protocol.CloseSession(session))
             except EngineError as error:
                 # It does not even read: what it holds of the session dies with it.
-                _log.warning("stt_worker_stuck", worker=self.number, error=str(error))
-                if self._process is not None:
-                    self._process.kill()
+                self.give_up(error)
+
+    def give_up(self, error: EngineError) -> None:
+        """It does not take what it is sent: end it, its death has it started again."""
+        _log.warning("stt_worker_stuck", worker=self.number, error=str(error))
+        if self._process is not None:
+            self._process.kill()
 
     async def aclose(self) -> None:
         """End the process."""
@@ -215,6 +225,9 @@ class PocketsphinxStt:
                 raise EngineUnavailable(f"pocketsphinx cannot be started: {error}") from error
         group = await self._tasks.enter_async_context(asyncio.TaskGroup())
         self._keeper = group.create_task(self._keep_alive(), name="stt-pocketsphinx:keeper")
+        for worker in self._workers:
+            if not worker.alive:  # it died while the others were loading
+                self.worker_died(worker)
 
     async def open(self) -> PocketsphinxSession:
         """A fresh session. Raises EngineUnavailable before `start` and after `aclose`."""
@@ -382,4 +395,6 @@ class PocketsphinxSession:
             utterance.worker.send(request)
         except EngineError as error:
             utterance.worker.open.pop(utterance.key, None)
+            # What it never heard the end of would keep the caller's later turns waiting for ever.
+            utterance.worker.give_up(error)
             utterance.worker, utterance.error = None, error

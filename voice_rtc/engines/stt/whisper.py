@@ -154,7 +154,10 @@ class WhisperStt:
         folder = await self._find()
         try:
             model, seconds = await self._worker.run(load, folder, self._settings)
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
+        except EngineError:
+            raise
+        except Exception as error:
+            # The tokenizers library raises plain Exception for a damaged file.
             raise _load_error(self._settings.model, error) from error
         self._model = model
         self._slots = slots_for(seconds)

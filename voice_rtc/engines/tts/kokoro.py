@@ -141,7 +141,10 @@ class KokoroTts:
             if not model.has_voice(self._voice):
                 raise EngineUnavailable(f"{folder}/voices has no English voice {self._voice}")
             await self._worker.run(model.speak, "Hello there.", self._voice, self._speed)
-        except (ImportError, OSError, RuntimeError, ValueError, KeyError) as error:
+        except EngineError:
+            raise
+        except Exception as error:
+            # A damaged file fails in torch.load in any way: UnpicklingError, EOFError, ...
             raise EngineUnavailable(f"Kokoro cannot be loaded: {error}") from error
         self._model = model
         self.info = EngineInfo(
