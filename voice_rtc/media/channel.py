@@ -57,8 +57,6 @@ class Channel:
         self._emptied = asyncio.Event()
         self._emptied.set()
         self._gone = False
-        self.last_message: float | None = None
-        """Loop time of the newest message; None before the first."""
 
     def attach(self, channel: RTCDataChannel) -> None:
         """Use ``channel``, which the client opened. Only the first is used, others are closed."""
@@ -133,7 +131,6 @@ class Channel:
         self._emptied.set()
 
     def _on_message(self, data: str | bytes) -> None:
-        self.last_message = asyncio.get_running_loop().time()
         try:
             message: Event | Rejected = self._decode(data)
         except Rejected as rejected:

@@ -37,8 +37,6 @@ class InboundAudio:
         self._expected_pts: int | None = None
         self._made_up_samples = 0
         self._converter: Callable[[Samples], Samples] | None = None
-        self.last_arrival: float | None = None
-        """Loop time of the newest frame; None before the first."""
         self.frames = 0
 
     async def run(self, track: MediaStreamTrack) -> None:
@@ -60,7 +58,7 @@ class InboundAudio:
                 self._make_up(_LAST_SECONDS)
                 return
             assert isinstance(frame, AudioFrame)  # the transceiver is an audio one
-            quiet_since = self.last_arrival = loop.time()
+            quiet_since = loop.time()
             self._take(frame)
 
     def _take(self, frame: AudioFrame) -> None:

@@ -121,12 +121,6 @@ class Peer:
         )
 
     @property
-    def last_activity(self) -> float | None:
-        """Loop time of the newest audio frame or data channel message; None before the first."""
-        times = [t for t in (self._audio.last_arrival, self.channel.last_message) if t is not None]
-        return max(times, default=None)
-
-    @property
     def frames_received(self) -> int:
         """Audio frames decoded so far."""
         return self._audio.frames
