@@ -11,19 +11,37 @@ BROWSER_PACKAGES := $(shell command -v chromium >/dev/null || echo chromium) \
 # Extras of pyproject.toml, e.g. `make run EXTRAS=kokoro`.
 EXTRAS ?=
 comma := ,
+CONSTRAINTS := -c constraints.txt$(if $(EXTRAS), -c constraints-extras.txt)
+# A second virtual environment for the tests that need PyTorch and RealtimeSTT.
+EXTRAS_VENV := .venv-extras
+TESTED_EXTRAS := dev,realtimestt,kokoro,gpu
+EXTRAS_TESTS := $(wildcard tests/engines/test_realtimestt.py tests/engines/test_kokoro.py \
+	tests/engines/test_sdpa_encoder.py)
+# PyAudio, which RealtimeSTT wants, is compiled.
+PYAUDIO_NEEDS = packages=$$(tools/extras_packages "$(PYTHON)") \
+	&& { [ -z "$$packages" ] || tools/apt_install $$packages; }
+# RealtimeSTT requires torchaudio and never imports it; Kokoro's transformers imports it where it is.
+# PyPI's is for CUDA: beside a CPU build of PyTorch it cannot be loaded, and Kokoro could not either.
+without_broken_torchaudio = $(1)/bin/python -c 'import torchaudio' 2>/dev/null \
+	|| $(1)/bin/python -m pip uninstall -q -y torchaudio
+EXTRAS_NEED = $(if $(findstring realtimestt,$(EXTRAS)),$(PYAUDIO_NEEDS),true)
+EXTRAS_MEND = $(if $(findstring realtimestt,$(EXTRAS)),$(call without_broken_torchaudio,$(VENV)),true)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types bench soak constraints docs clean
+.PHONY: help run test test-extras lint types bench soak constraints constraints-extras docs clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 run: $(VENV)/.installed ## install what is missing and serve on http://localhost:8080
 	@exec $(BIN)/voice-rtc serve $(ARGS)
 
 test: $(VENV)/.dev browser ## install what is missing and run every test
 	$(BIN)/python -m pytest -q $(ARGS)
+
+test-extras: $(EXTRAS_VENV)/.installed ## run the tests that need PyTorch, Kokoro and RealtimeSTT (2.4 GB)
+	$(EXTRAS_VENV)/bin/python -m pytest -q $(EXTRAS_TESTS) $(ARGS)
 
 lint: $(VENV)/.dev ## ruff
 	$(BIN)/ruff check .
@@ -42,24 +60,36 @@ docs: $(VENV)/.dev ## write docs/configuration.md from the settings
 	$(BIN)/voice-rtc config --format markdown > docs/configuration.md
 
 clean: ## remove the virtual environment and all caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(EXTRAS_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/bin/pip:
+$(VENV)/bin/pip $(EXTRAS_VENV)/bin/pip:
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "voice_rtc needs Python 3.11 or 3.12; install it or name one: make run PYTHON=/path/to/python3.12" >&2; exit 1; fi
-	@echo "voice_rtc: making $(VENV) with $(PYTHON)"
-	@tools/make_venv "$(PYTHON)" "$(VENV)"
+	@echo "voice_rtc: making $(@D:/bin=) with $(PYTHON)"
+	@tools/make_venv "$(PYTHON)" "$(@D:/bin=)"
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@$(EXTRAS_NEED)
 	@echo "voice_rtc: installing Python packages into $(VENV), versions as in constraints.txt (about 600 MB)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@$(EXTRAS_MEND)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@$(EXTRAS_NEED)
 	@echo "voice_rtc: installing Python packages with the development tools into $(VENV) (about 700 MB)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
+	@$(EXTRAS_MEND)
 	@touch $@ $(VENV)/.installed
+
+$(EXTRAS_VENV)/.installed: pyproject.toml constraints.txt constraints-extras.txt | $(EXTRAS_VENV)/bin/pip
+	@$(PYAUDIO_NEEDS)
+	@echo "voice_rtc: installing Python packages with the extras into $(EXTRAS_VENV) (about 2.4 GB)"
+	@$(EXTRAS_VENV)/bin/python -m pip install -q --disable-pip-version-check \
+		-c constraints.txt -c constraints-extras.txt -e '.[$(TESTED_EXTRAS)]'
+	@$(call without_broken_torchaudio,$(EXTRAS_VENV))
+	@touch $@
 
 .PHONY: browser
 browser:
@@ -73,3 +103,11 @@ constraints: $(VENV)/.dev ## pin what is installed now into constraints.txt
 	   echo "# change versions by editing pyproject.toml, installing, and running that again."; \
 	   $(BIN)/python -m pip freeze --exclude-editable --exclude voice-rtc; } > constraints.new
 	@mv constraints.new constraints.txt
+
+constraints-extras: $(EXTRAS_VENV)/.installed ## pin what the extras add into constraints-extras.txt
+	@{ echo "# What the extras $(TESTED_EXTRAS) add to constraints.txt, pinned."; \
+	   echo "# Made by \`make constraints-extras\`, after \`make constraints\`."; \
+	   $(EXTRAS_VENV)/bin/python -m pip freeze --exclude-editable --exclude voice-rtc \
+	     | sed -E 's/\+(cpu|cu[0-9]+)$$//' | grep -vxFf constraints.txt | grep -v '^torchaudio=='; \
+	   grep '^torchaudio==' constraints-extras.txt; } > constraints.new  # it may have been taken out
+	@mv constraints.new constraints-extras.txt

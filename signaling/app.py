@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
 
 import web as pages
-from signaling import realtime
+from signaling import admin, realtime
+from signaling.pool_view import PoolView, Readiness
 from signaling.server_state import METRICS, REGISTRY, SETTINGS, STATE, ServerState
 from voice_rtc.call.registry import CallRegistry
 from voice_rtc.config import Settings
@@ -37,6 +39,13 @@ def build_app(
     app[STATE] = state
     app.add_routes(routes)
     app.add_routes(realtime.routes)
+
+    def readiness() -> Readiness:
+        body = state.render(registry)
+        return Readiness(body["status"], body["detail"])
+
+    view = PoolView(registry, readiness, asyncio.get_running_loop().time())
+    admin.add_to(app, settings.admin, view, registry)
     app.router.add_static("/static", _PAGES, append_version=False)
     return app
 

@@ -22,6 +22,7 @@ from voice_rtc.engines.base import EngineSet
 from voice_rtc.engines.catalog import close_engines, load_engines
 from voice_rtc.errors import ConfigError, EngineError
 from voice_rtc.metrics import Metrics
+from voice_rtc.pool.gpu import GpuSource, read_gpus
 
 log = structlog.get_logger("voice_rtc.server")
 
@@ -80,7 +81,7 @@ async def _cancel_on(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def running_server(
-    settings: Settings, loader: EngineLoader = load_engines
+    settings: Settings, loader: EngineLoader = load_engines, gpus: GpuSource = read_gpus
 ) -> AsyncIterator[Server]:
     """The whole server inside a block; engines load in the background. Raises ConfigError."""
     metrics = Metrics()
@@ -92,13 +93,13 @@ async def running_server(
     try:
         url = await _listen(runner, settings)  # outside the group: its error is for the operator
         async with asyncio.TaskGroup() as tasks, registry.running():
-            load = _load(settings, loader, registry, state)
+            load = _load(settings, loader, registry, state, gpus)
             loading = tasks.create_task(load, name="load-engines")
             try:
                 yield Server(url, settings, registry, state, metrics)
             finally:
-                loading.cancel()
                 await registry.drain(0.0)
+                loading.cancel()  # and with it the pool, which calls need to their end
     finally:
         await runner.cleanup()
         if state.engines is not None:
@@ -136,8 +137,13 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
 
 
 async def _load(
-    settings: Settings, loader: EngineLoader, registry: CallRegistry, state: ServerState
+    settings: Settings,
+    loader: EngineLoader,
+    registry: CallRegistry,
+    state: ServerState,
+    gpus: GpuSource,
 ) -> None:
+    """Load the engines and keep the pool open until cancelled."""
     try:
         engines = await loader(settings, state.report)
     except EngineError as error:
@@ -146,6 +152,8 @@ async def _load(
         registry.refuse(error)
         log.error("engines_failed", code=error.code, error=str(error))
         return
-    pool = registry.open(engines)
-    state.ready(engines)
-    log.info("ready", slots=pool.statistics().slots)
+    state.engines = engines  # to be closed, whatever comes
+    async with registry.open(engines, gpus) as pool:
+        state.ready(engines)
+        log.info("ready", slots=pool.statistics().slots, mode=pool.mode)
+        await asyncio.get_running_loop().create_future()

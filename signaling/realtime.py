@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import msgspec
@@ -17,10 +19,12 @@ from signaling.realtime_client import RealtimeClient
 from signaling.realtime_events import SPARE_EVENTS
 from signaling.realtime_session import Session, new_session
 from signaling.server_state import REGISTRY, SETTINGS, STATE
-from voice_rtc.config import LimitSettings
+from voice_rtc.call.state import LineWish
+from voice_rtc.config import LimitSettings, PoolSettings
 from voice_rtc.errors import BadRequest, EnginesLoading
 
 CHANNEL_LABEL = "oai-events"
+_LONGEST_TOKEN = 64
 
 log = structlog.get_logger("voice_rtc.signaling")
 routes = web.RouteTableDef()
@@ -41,7 +45,7 @@ async def create_call(request: web.Request) -> web.Response:
     settings = request.app[SETTINGS]
     engines = request.app[STATE].engines
     offer = await read_offer(request, settings.limits)
-    call = registry.create(CHANNEL_LABEL, SPARE_EVENTS)
+    call = registry.create(CHANNEL_LABEL, SPARE_EVENTS, line_wish(request, settings.pool))
     try:
         if engines is None:  # the registry admits nothing before they are there
             raise EnginesLoading
@@ -75,6 +79,27 @@ async def delete_call(request: web.Request) -> web.Response:
     """End a call, the REST way (and WHIP's)."""
     request.app[REGISTRY].get(request.match_info["call_id"]).end("hangup")
     return web.Response(status=200)
+
+
+def line_wish(request: web.Request, pool: PoolSettings) -> LineWish:
+    """How the caller is lined up: by its network, and by the place it had (``?resume=TOKEN``)."""
+    resume = request.query.get("resume", "")
+    if len(resume) > _LONGEST_TOKEN:
+        raise BadRequest("resume is not a token of this server", code="bad_resume_token")
+    return LineWish(head_start(request.remote, pool.head_starts), resume)
+
+
+def head_start(address: str | None, by_network: Mapping[str, float]) -> float:
+    """Seconds of the most specific network that the address is in; 0.0 in none."""
+    if address is None or not by_network:
+        return 0.0
+    try:
+        caller = ip_address(address)
+    except ValueError:  # a Unix socket has none
+        return 0.0
+    fitting = [(ip_network(name), seconds) for name, seconds in by_network.items()]
+    inside = [(net.prefixlen, seconds) for net, seconds in fitting if caller in net]
+    return max(inside, default=(0, 0.0))[1]
 
 
 async def read_offer(request: web.Request, limits: LimitSettings) -> Offer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from secrets import token_hex
 from typing import Any
@@ -44,6 +45,8 @@ class RealtimeClient:
         self._metadata_of: str | None = None
         """Id of the response that the client asked for last."""
         self._events = RealtimeEvents(call.conversation)
+        self._early: deque[Json] | None = deque(maxlen=limits.channel_events)
+        """What happened before the client was greeted; None afterwards."""
         self._handlers: dict[str, Callable[[Json], None]] = {
             "session.update": self._update_session,
             "response.create": self._create_response,
@@ -76,7 +79,10 @@ class RealtimeClient:
         """Greet the client when it opens the channel, then serve its messages."""
         channel = self._call.peer.channel
         await channel.opened()
+        early, self._early = self._early, None
         self._send({"type": "session.created", "session": self._session})
+        for event in early or ():
+            self._send(event)
         burst = max(1.0, 2 * self._limits.channel_messages_per_second)
         limiter = AsyncLimiter(burst, burst / self._limits.channel_messages_per_second)
         async for message in channel.messages():
@@ -106,6 +112,9 @@ class RealtimeClient:
         self._send(rendered)
 
     def _send(self, event: Json) -> None:
+        if self._early is not None:
+            self._early.append(event)  # clients expect session.created to be the first
+            return
         self._call.peer.channel.send({"event_id": f"event_{token_hex(10)}", **event})
 
     # ------------------------------------------------------------- messages

@@ -305,6 +305,19 @@ class RealtimeEvents:
         return [{"type": "voice_rtc.turn.metrics", **asdict(event)}]
 
     @render.register
+    def _(self, event: events.QueueUpdated) -> list[Json]:
+        eta = None if event.eta_seconds is None else round(event.eta_seconds, 1)
+        return [{"type": "voice_rtc.queue.updated", **asdict(event), "eta_seconds": eta}]
+
+    @render.register
+    def _(self, event: events.QueueGranted) -> list[Json]:
+        return [{"type": "voice_rtc.queue.granted", **asdict(event)}]
+
+    @render.register
+    def _(self, event: events.Degraded) -> list[Json]:
+        return [{"type": "voice_rtc.degraded", **asdict(event)}]
+
+    @render.register
     def _(self, event: events.GoingAway) -> list[Json]:
         return [{"type": "voice_rtc.going_away", **asdict(event)}]
 

@@ -1,13 +1,14 @@
-"""The command line: ``voice-rtc serve | config | doctor``."""
+"""The command line: ``voice-rtc serve | config | doctor | capacity``."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from pydantic import SecretStr
@@ -17,7 +18,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from voice_rtc import __version__, config, logs
-from voice_rtc.errors import ConfigError
+from voice_rtc.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from voice_rtc.capacity_report import CapacityReport
 
 app = typer.Typer(
     add_completion=False,
@@ -132,6 +136,71 @@ def doctor(
         Console().print(table)
     if any(check.status == "fail" for check in checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def capacity(
+    callers: Annotated[
+        int | None, typer.Option(min=1, help="Plan for so many callers at the same time.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Time the speech recognition, unless that was done before.")
+    ] = True,
+    config_file: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how many callers this machine carries, what limits it and what would carry more."""
+    settings = config.load(config_file).settings
+    quiet = {"level": "warning"} if settings.log.level == "info" else {}
+    logs.configure(settings.log.model_copy(update=quiet))
+    from voice_rtc.capacity_report import examine
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    try:
+        found = asyncio.run(examine(settings, callers, measure=measure, report=report))
+    except EngineError as error:
+        print(f"voice-rtc: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        _print_capacity(found)
+
+
+def _print_capacity(found: CapacityReport) -> None:
+    console = Console()
+    gpus = [f"{gpu.name}, {gpu.free_mb} of {gpu.total_mb} MB free" for gpu in found.gpus.gpus]
+    facts = {
+        "speech recognition": f"{found.engine} {found.model}".strip(),
+        "": found.reason,
+        "measured": "yes" if found.measured else "no",
+        "processor": f"{found.cores} cores",
+        "memory": f"{found.memory.available_mb:.0f} of {found.memory.limit_mb:.0f} MB free",
+        "GPU": "; ".join(gpus) or "none",
+    }
+    if found.gpus.problem:
+        facts["GPU problem"] = found.gpus.problem
+    for name, value in facts.items():
+        console.print(f"{name:20}{escape(value)}", highlight=False)
+    table = Table("mode", "callers", "limited by", "why")
+    for each in found.modes:
+        name = f"[bold]{each.mode}[/] (set)" if each.mode == found.mode else each.mode
+        table.add_row(name, str(each.callers), each.limited_by, escape(each.why))
+    console.print(table)
+    mine = next(each for each in found.modes if each.mode == found.mode)
+    console.print(f"A server with these settings takes {found.slots} callers.", highlight=False)
+    if found.callers is None:
+        _print_list(console, "What would carry more:", mine.more)
+    else:
+        _print_list(console, f"For {found.callers} callers:", mine.plan)
+    _print_list(console, "Advice:", [each for each in found.advice if each not in mine.more])
+
+
+def _print_list(console: Console, title: str, lines: list[str]) -> None:
+    if lines:
+        console.print(title, *(f"  - {escape(line)}" for line in lines), sep="\n", highlight=False)
 
 
 def reference() -> str:

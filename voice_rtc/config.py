@@ -12,10 +12,11 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -59,8 +60,8 @@ class ServerSettings(Section):
 class LimitSettings(Section):
     """Bounds on what strangers may send."""
 
-    max_calls: int = Field(64, ge=1, le=10_000)
-    """Calls at the same time, whatever the pool says."""
+    max_calls: int = Field(1000, ge=1, le=10_000)
+    """Calls at the same time, talking and waiting, whatever the pool says."""
     sdp_bytes: int = Field(32_768, ge=1024, le=1_048_576)
     """Largest SDP offer."""
     session_bytes: int = Field(16_384, ge=256, le=1_048_576)
@@ -136,10 +137,86 @@ class TurnSettings(Section):
 
 
 class PoolSettings(Section):
-    """STT slots."""
+    """STT slots, the waiting line, replicas and their health."""
 
+    mode: Literal["shared", "dedicated", "single"] = "shared"
+    """``shared``: one batching engine per device; ``dedicated``: one engine per caller, loaded on
+    demand; ``single``: one engine, callers take turns, nothing is batched."""
     slots: int = Field(0, ge=0, le=10_000)
-    """Callers at the same time; 0 takes what the engine recommends for this machine."""
+    """Callers at the same time; 0 takes what the probe (``shared``), the memory formula
+    (``dedicated``) or the engine says for this machine, and adapts it to measured times."""
+    max_slots: int = Field(1000, ge=1, le=10_000)
+    """Never more slots than this, whatever is measured."""
+    final_goal_seconds: Seconds = 0.6
+    """Final transcripts should come within this (95th percentile); sizing, admission and the
+    degradation ladder go by it."""
+    probe: bool = True
+    """Measure at the start what the engine carries; cached by model and device."""
+    cache_directory: Path | None = None
+    """Where the probe's results are kept; empty takes ``$XDG_CACHE_HOME/voice-rtc``."""
+    rollout_mode: Literal["", "shared", "dedicated", "single"] = ""
+    """A second mode to try on a share of the calls; empty for none."""
+    rollout_share: float = Field(0.0, ge=0, le=1)
+    """Share of the calls that get ``rollout_mode``; chosen by call id, metrics carry the mode."""
+    instance_memory_mb: int = Field(3072, ge=16, le=1_000_000)
+    """``dedicated``: memory that one engine needs."""
+    reserved_memory_mb: int = Field(4096, ge=0, le=1_000_000)
+    """``dedicated``: memory left free when the number of engines is computed."""
+    idle_unload_seconds: Seconds = 20.0
+    """``dedicated``: an engine without a caller for so long is unloaded."""
+    spares: int = Field(1, ge=0, le=4)
+    """Loaded engines in reserve, so that a dead one is replaced within a second."""
+    isolated_calls: int = Field(2, ge=0, le=64)
+    """Calls that may be given a replica of their own for debugging."""
+    max_waiting: int = Field(100, ge=0, le=100_000)
+    """Callers in the waiting line; past it an offer is answered 503 with Retry-After."""
+    max_wait_seconds: Seconds = 300.0
+    """A caller who has waited so long is told so and the call ends."""
+    resume_seconds: Seconds = 30.0
+    """A waiting caller whose connection broke keeps the place for so long."""
+    hold_message: str = "All lines are busy. You are number {position} in line."
+    """Spoken to a caller who waits, once, and again each ``hold_repeat_seconds``; empty: nothing.
+    ``{position}`` and ``{minutes}`` (estimate) are filled in."""
+    hold_repeat_seconds: Seconds = 30.0
+    """How often the hold message is repeated."""
+    head_starts: dict[str, Annotated[float, Field(ge=0, le=86_400)]] = {}
+    """Priority by network, e.g. ``{"10.0.0.0/8" = 120}``: these callers are lined up as if they
+    had come so many seconds earlier. Nobody starves by it."""
+
+    @field_validator("head_starts")
+    @classmethod
+    def _networks(cls, value: dict[str, float]) -> dict[str, float]:
+        for name in value:
+            ip_network(name)  # a ValueError says what is wrong
+        return value
+
+    call_memory_mb: float = Field(8.0, ge=1, le=1024)
+    """Audio of unfinished utterances kept for one call, so that another engine can take over;
+    past it the oldest is not kept any more, and counted."""
+    heartbeat_seconds: Annotated[float, Field(ge=0.05, le=10)] = 0.2
+    """How often the health of each engine is looked at."""
+    hang_seconds: Annotated[float, Field(ge=0.2, le=60)] = 0.8
+    """An engine that is silent for so long is replaced."""
+    probe_interval_seconds: Seconds = 30.0
+    """How often each serving engine transcribes a known sentence."""
+    memory_high: float = Field(0.85, gt=0, lt=1)
+    """Share of memory in use at which nothing more is loaded and what is idle is unloaded."""
+    memory_critical: float = Field(0.93, gt=0, lt=1)
+    """Share of memory in use at which quality is given up and ``dedicated`` falls back to
+    ``shared``."""
+
+
+class AdminSettings(Section):
+    """The pool page and who may act on it."""
+
+    token: SecretStr = SecretStr("")
+    """Needed for actions and for whole call ids; empty: one is made at each start and logged."""
+    open_status: bool = True
+    """May anybody see the pool's figures (without call ids)? The same figures are in /metrics."""
+    listeners: int = Field(32, ge=1, le=1000)
+    """Pages that follow the pool live at the same time."""
+    alert_webhook: str = ""
+    """URL that gets each alert as JSON by POST; empty for none."""
 
 
 class VadSettings(Section):
@@ -165,11 +242,28 @@ class SttSettings(Section):
     """CTranslate2 compute type, e.g. ``int8``, ``float16``; ``default`` picks by device."""
     language: str = "en"
     """Language code; empty lets Whisper detect it."""
+    prompt: str = Field("", max_length=1000)
+    """Words that callers are likely to say, for Whisper."""
+    processor: Literal["native", "realtimestt"] = "native"
+    """``realtimestt`` puts a RealtimeSTT recorder between each caller and the shared engine; needs
+    ``voice-rtc[realtimestt]``."""
+    window: Literal["short", "full"] = "short"
+    """Whisper: ``short`` pads to the next of 3, 5, 10, 15 or 30 s, ``full`` always to 30 s."""
+    final_window_seconds: float = Field(10.0, ge=1, le=30)
+    """Whisper: shortest window of a final transcript; shorter is quicker and less accurate."""
+    encoder: Literal["auto", "ct2", "sdpa"] = "auto"
+    """Whisper: ``sdpa`` runs the encoder in PyTorch, five times quicker in batches on a GPU;
+    ``auto`` takes it on a GPU when PyTorch is installed."""
+    beam_size: int = Field(1, ge=1, le=10)
+    """Whisper: beam of final transcripts; partials are greedy."""
+    batch: int = Field(0, ge=0, le=256)
+    """Whisper: most requests in one batch; 0 takes 8 on a CPU and 32 on a GPU."""
     grammar: str = ""
     """pocketsphinx: path of a JSGF grammar, or sentences separated by ``|``; empty uses the full
     English model."""
     workers: int = Field(0, ge=0, le=64)
-    """pocketsphinx worker processes; 0 takes one per CPU, at most 4."""
+    """pocketsphinx: worker processes; Whisper: batches at the same time. 0 takes one per CPU, at
+    most 4, and 2 for Whisper on a GPU."""
     partial_seconds: float = Field(0.4, gt=0, le=10)
     """How often a partial transcript is made while the caller speaks."""
     download: bool = True
@@ -253,6 +347,7 @@ class Settings(BaseSettings):
     session: SessionSettings = SessionSettings()
     turns: TurnSettings = TurnSettings()
     pool: PoolSettings = PoolSettings()
+    admin: AdminSettings = AdminSettings()
     vad: VadSettings = VadSettings()
     stt: SttSettings = SttSettings()
     tts: TtsSettings = TtsSettings()
@@ -302,6 +397,15 @@ def load(
         return Loaded(Settings(**values), origins)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def cache_folder(settings: Settings, environment: Mapping[str, str] | None = None) -> Path:
+    """Where figures that were measured on this machine are kept between starts."""
+    environ = os.environ if environment is None else environment
+    if settings.pool.cache_directory is not None:
+        return settings.pool.cache_directory
+    home = environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "voice-rtc"
 
 
 def field_names() -> list[str]:

@@ -5,6 +5,7 @@
     ├── AdmissionError                   no new call now
     │   ├── QueueFull                    no free slot and no room in the waiting line
     │   ├── QueueTimeout                 waited too long for a slot
+    │   ├── CallReplaced                 the waiting caller came back on a new connection
     │   ├── Draining                     the server is shutting down
     │   ├── RateLimited                  too many requests from one place
     │   ├── Overloaded                   latency or memory says: no more
@@ -61,7 +62,7 @@ class AdmissionError(VoiceRtcError):
     code = "not_admitted"
     http_status = 503
     retryable = True
-    retry_after_seconds = 5
+    retry_after_seconds: int | None = 5
 
 
 class QueueFull(AdmissionError):
@@ -74,6 +75,15 @@ class QueueTimeout(AdmissionError):
     """The call waited too long for a free slot."""
 
     code = "queue_timeout"
+
+
+class CallReplaced(AdmissionError):
+    """The caller came back on a new connection, which took over the place in the line."""
+
+    code = "call_replaced"
+    http_status = 409
+    retryable = False
+    retry_after_seconds = None
 
 
 class Draining(AdmissionError):

@@ -51,11 +51,12 @@ class Inbox(Generic[T]):
         while not len(self._buffer):
             if self._closed:
                 raise InboxClosed
-            self._waiter = asyncio.get_running_loop().create_future()
+            mine = self._waiter = asyncio.get_running_loop().create_future()
             try:
-                await self._waiter
+                await mine
             finally:
-                self._waiter = None
+                if self._waiter is mine:  # a reader that was cancelled may have a successor
+                    self._waiter = None
         return self._buffer.get()
 
     def get_nowait(self) -> T | None:

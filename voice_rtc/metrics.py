@@ -19,6 +19,8 @@ from voice_rtc import __version__
 
 _SECONDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 _FAST = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
+_WAIT = (0.01, 0.05, 0.25, 1, 5, 15, 30, 60, 120, 300, 600)
+_BATCH = (1, 2, 4, 8, 16, 32, 64)
 _LONG = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 
 
@@ -46,6 +48,28 @@ class Metrics:
         self.lease_hold_seconds = self._histogram(
             "lease_hold_seconds", "From grant to release.", _LONG
         )
+        self.lease_wait_seconds = self._histogram(
+            "lease_wait_seconds", "From request to grant.", _WAIT, "mode"
+        )
+        self.pool_waiting = self._gauge("pool_waiting", "Callers in the waiting line.")
+        self.pool_utilisation_ratio = self._gauge(
+            "pool_utilisation_ratio", "Leased slots over all slots."
+        )
+        self.replicas = self._gauge("replicas", "STT replicas, by state.", "state")
+        self.degradation_step = self._gauge(
+            "degradation_step", "Step of the degradation ladder; 0 is normal."
+        )
+        self.probe_seconds = self._gauge(
+            "probe_seconds", "Slowest newest latency probe of the serving replicas."
+        )
+        self.probes_total = self._counter("probes_total", "Probes, by result.", "result")
+        self.memory_pressure = self._gauge(
+            "memory_pressure", "Memory pressure: 0 normal, 1 high, 2 critical."
+        )
+        self.gpu_memory_bytes = self._gauge(
+            "gpu_memory_bytes", "GPU memory of all GPUs, by kind.", "kind"
+        )
+        self.alerts_active = self._gauge("alerts_active", "1 while the alert is raised.", "name")
         # turns
         self.response_seconds = self._histogram(
             "response_seconds",
@@ -68,6 +92,25 @@ class Metrics:
         )
         self.stt_audio_seconds_total = self._counter(
             "stt_audio_seconds_total", "Seconds of audio transcribed."
+        )
+        self.stt_final_seconds = self._histogram(
+            "stt_final_seconds", "From the end of an utterance to its transcript.", _SECONDS, "mode"
+        )
+        self.stt_partial_seconds = self._histogram(
+            "stt_partial_seconds", "From the request of a partial to its text.", _SECONDS, "mode"
+        )
+        self.stt_batch_size = self._histogram(
+            "stt_batch_size", "Requests in the batch of each transcription.", _BATCH
+        )
+        self.engine_queue_seconds = self._histogram(
+            "engine_queue_seconds", "From the request to the start of its batch.", _FAST, "engine"
+        )
+        self.stt_replays_total = self._counter(
+            "stt_replays_total", "Utterances sent again to another engine, by reason.", "reason"
+        )
+        self.replay_audio_dropped_total = self._counter(
+            "replay_audio_dropped_total",
+            "Utterances whose audio was not kept for a replay: the call's memory limit.",
         )
         self.engine_failures_total = self._counter(
             "engine_failures_total", "Failures of engines, by kind and code.", "engine", "code"
@@ -106,6 +149,9 @@ class Metrics:
         process = psutil.Process()
         self._gauge("process_threads", "Threads of the server process.").set_function(
             process.num_threads
+        )
+        self.loop_lag_seconds = self._histogram(
+            "loop_lag_seconds", "How late the event loop runs what is due.", _FAST
         )
         self._gauge("tasks_active", "asyncio tasks of the server.").set_function(_tasks)
         info = Gauge(

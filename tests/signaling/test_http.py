@@ -290,7 +290,7 @@ async def test_when_the_engines_cannot_be_loaded_it_says_so_and_what_to_do() -> 
 
 
 async def test_a_full_pool_refuses_with_retry_after_and_frees_its_slots() -> None:
-    async with serving(pool={"slots": 1}) as server:
+    async with serving(pool={"slots": 1, "max_waiting": 0}) as server:
         async with calling(server.url) as caller:
             connection, sdp = await make_offer()
             headers = {"Content-Type": "application/sdp"}

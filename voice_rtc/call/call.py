@@ -12,14 +12,21 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from voice_rtc.call import events
 from voice_rtc.call.context import CallContext, CallerTurn, CallPorts
 from voice_rtc.call.hearing import Hearing
 from voice_rtc.call.replies import Replies
 from voice_rtc.call.reply import TextSource
-from voice_rtc.call.state import CallSettings, CallState, ReplyWishes
+from voice_rtc.call.state import (
+    AS_IT_COMES,
+    CallSettings,
+    CallState,
+    LineWish,
+    ReplyWishes,
+)
+from voice_rtc.call.waiting import WaitingRoom
 from voice_rtc.core.buffers import Policy
 from voice_rtc.core.history import Conversation, Item
 from voice_rtc.core.turns import (
@@ -42,10 +49,17 @@ from voice_rtc.core.turns import (
     StartReply,
     TurnMachine,
 )
-from voice_rtc.errors import BadRequest, CallEnded, EngineError, QueueFull
+from voice_rtc.errors import (
+    AdmissionError,
+    BadRequest,
+    CallEnded,
+    CallReplaced,
+    EngineError,
+    QueueTimeout,
+)
 from voice_rtc.inbox import Inbox
 from voice_rtc.media.peer import Peer, PeerSettings
-from voice_rtc.pool.pool import Lease
+from voice_rtc.pool.lease import Lease, LeaseRequest
 
 _LAST_WORDS_SECONDS = 1.0
 _SIGNALS = 256
@@ -57,7 +71,10 @@ REASONS = {
     "idle": "Nobody said anything for too long.",
     "max_duration": "The call reached its maximum length.",
     "server_shutdown": "The server is shutting down.",
-    "no_slot": "No speech recognition slot was free.",
+    "no_slot": "No speech recognition slot was free, and the waiting line is full.",
+    "queue_timeout": "No speech recognition slot became free in time.",
+    "replaced": "The caller came back on another connection.",
+    "lease_lost": "The speech recognition slot was taken back.",
     "engine_failed": "The speech recognition engine failed.",
     "internal_error": "The server made a mistake.",
 }
@@ -67,7 +84,8 @@ REASONS = {
 class Call:
     """See the module. `attach` an event sink, then `run`."""
 
-    def __init__(self, ports: CallPorts, peer: PeerSettings) -> None:
+    def __init__(self, ports: CallPorts, peer: PeerSettings, line: LineWish = AS_IT_COMES) -> None:
+        self._line = line
         self._context = CallContext(ports)
         self.id = self._context.id
         self.log = self._context.log
@@ -82,6 +100,7 @@ class Call:
         self._end: asyncio.Future[str] = self._context.loop.create_future()
         self._hearing: Hearing | None = None
         self._lease: Lease | None = None
+        self._waiting_room = WaitingRoom(self._context, self._replies.speaker)
         self._is_connected = False
         self._touched = 0.0
         self._prepared: TextSource | None = None
@@ -107,7 +126,9 @@ class Call:
                 self._context.spawn(client, "client")
                 self._context.spawn(self._watch_end(), "end")
                 self._context.spawn(self._watch_peer(), "peer")
-                self._context.spawn(self._watch_limits(), "limits")
+                self._context.spawn(self.peer.run_inbound(), "inbound")
+                # Not before: an offer that nobody follows up never takes a slot.
+                await self.peer.connected()
                 async with self._leased() as lease:
                     await self._live(lease)
         except BaseExceptionGroup as group:
@@ -129,15 +150,46 @@ class Call:
 
     @asynccontextmanager
     async def _leased(self) -> AsyncGenerator[Lease, None]:
+        pool = self._context.ports.pool
+        lease = await self._wait_for_slot()
         try:
-            async with self._context.ports.pool.lease(self.id) as lease:
-                self._lease = lease
-                yield lease
-        except QueueFull:
+            self._lease = lease
+            yield lease
+        finally:
+            await pool.return_instance(lease)
+
+    async def _wait_for_slot(self) -> Lease:
+        """Wait in the line; what is heard meanwhile is not kept."""
+        room = self._waiting_room
+        request = LeaseRequest(
+            self.id,
+            self._line.head_start_seconds,
+            self._line.resume,
+            room.moved,
+            lambda reason: self.end("lease_lost"),
+        )
+        deaf = self._context.spawn(self._discard_audio(), "waiting")
+        company = self._context.spawn(room.keep_company(), "hold")
+        try:
+            lease = await self._context.ports.pool.allocate_instance(request)
+        except CallReplaced:
+            raise CallEnded("replaced") from None
+        except QueueTimeout:
+            raise CallEnded("queue_timeout") from None
+        except AdmissionError:
             raise CallEnded("no_slot") from None
         except EngineError as error:
             self._context.count_failure("stt", error)
             raise CallEnded("engine_failed") from error
+        finally:
+            deaf.cancel()
+            company.cancel()
+        room.granted(lease.waited_seconds)
+        return lease
+
+    async def _discard_audio(self) -> None:
+        async for _ in self.peer.inbound:
+            pass
 
     async def _live(self, lease: Lease) -> None:
         vad = self._context.ports.engines.vad.open()
@@ -145,7 +197,7 @@ class Call:
             hearing = self._hearing = Hearing(self._context, vad, lease)
             self._replies.unsettled = hearing.unsettled
             work = {
-                "inbound": self.peer.run_inbound(),
+                "limits": self._watch_limits(),
                 "listen": hearing.listen(self.peer.inbound, self._on_edge),
                 "transcripts": hearing.read_transcripts(self._handle),
                 "signals": self._read_signals(),
@@ -181,25 +233,26 @@ class Call:
         context.metrics.call_setup_seconds.observe(context.now())
         self.log.info("call_connected", setup_seconds=round(context.now(), 3))
         await self.peer.lost()
+        context.ports.pool.keep_place(self.id)
         self.end("peer_gone")
 
     async def _watch_limits(self) -> None:
+        """Both limits count from the slot: who waits is neither idle nor talking."""
         session = self._context.ports.settings.session
-        await self.peer.connected()
         self._touched = self._context.now()
-        while (now := self._context.now()) < session.max_call_seconds:
+        last = self._touched + session.max_call_seconds
+        while (now := self._context.now()) < last:
             idle_at = self._touched + session.idle_seconds
             if now >= idle_at:
                 self.end("idle")
                 return
-            await asyncio.sleep(min(session.max_call_seconds, idle_at) - now)
+            await asyncio.sleep(min(last, idle_at) - now)
         self.end("max_duration")
 
     async def _greet(self) -> None:
         text = self._context.ports.settings.session.greeting
         if not text:
             return
-        await self.peer.connected()
 
         async def greeting() -> AsyncGenerator[str, None]:
             yield text
@@ -306,6 +359,7 @@ class Call:
             id=self.id,
             age_seconds=round(self._context.now(), 1),
             connected=self._is_connected,
+            phase=self._phase,
             floor=self._turns.floor.name,
             lease_id=self._lease.id if self._lease else None,
             turns=self._hearing.committed if self._hearing else 0,
@@ -313,7 +367,19 @@ class Call:
             frames_received=self.peer.frames_received,
             inbound_dropped=self.peer.inbound.statistics().dropped,
             underruns=self._replies.speaker.underruns,
+            last_turn=self._context.last_turn,
         )
+
+    @property
+    def is_connecting(self) -> bool:
+        """It has neither a slot nor a place in the line yet."""
+        return self._phase == "connecting"
+
+    @property
+    def _phase(self) -> Literal["connecting", "waiting", "live"]:
+        if self._lease is not None:
+            return "live"
+        return "waiting" if self._waiting_room.place is not None else "connecting"
 
     def _require_hearing(self) -> Hearing:
         if self._hearing is None:

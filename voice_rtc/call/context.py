@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from voice_rtc.call.events import CallEvent, EventSink
+from voice_rtc.call.events import CallEvent, EventSink, TurnMeasured
 from voice_rtc.call.state import CallSettings
 from voice_rtc.config import Settings
 from voice_rtc.core.history import Conversation
@@ -64,6 +64,7 @@ class CallContext:
         self.loop = asyncio.get_running_loop()
         self.born = self.loop.time()
         self.sink: EventSink | None = None
+        self.last_turn: TurnMeasured | None = None
         self.tasks: asyncio.TaskGroup | None = None
         self.signal: Callable[[Event], object] = self._unset
         """Hands an event to the turn machine from outside the call's tasks."""
@@ -76,6 +77,8 @@ class CallContext:
 
     def emit(self, event: CallEvent) -> None:
         """Tell the client."""
+        if isinstance(event, TurnMeasured):
+            self.last_turn = event
         if self.sink is not None:
             self.sink.emit(event)
 

@@ -133,6 +133,36 @@ class TurnMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueUpdated:
+    """All slots are taken: the caller waits."""
+
+    position: int
+    """1 is next."""
+    waiting: int
+    """Callers in the line, this one counted."""
+    eta_seconds: float | None
+    """Estimate; None when nothing is known."""
+    resume_token: str
+    """Gives the place back after a lost connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueGranted:
+    """The wait is over: the caller is listened to from now on."""
+
+    waited_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Degraded:
+    """The server gives up some quality for a while, or has it back (step 0)."""
+
+    step: int
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class GoingAway:
     """The server will end the call within ``deadline_seconds``."""
 
@@ -162,6 +192,9 @@ CallEvent = (
     | ReplyFinished
     | EngineFailed
     | TurnMeasured
+    | QueueUpdated
+    | QueueGranted
+    | Degraded
     | GoingAway
     | Ended
 )

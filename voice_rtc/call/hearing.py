@@ -16,7 +16,7 @@ from voice_rtc.core.vad import GateSettings, SpeechEdge
 from voice_rtc.engines.base import Final, Partial, SttFailed, VadSession
 from voice_rtc.errors import BadRequest, EngineCrashed, EngineError, EngineTimeout
 from voice_rtc.inbox import Inbox
-from voice_rtc.pool.pool import Lease
+from voice_rtc.pool.lease import Lease
 
 _SHORTEST_MANUAL_SECONDS = 0.1
 

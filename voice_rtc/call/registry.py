@@ -12,20 +12,20 @@ import structlog
 
 from voice_rtc.call.call import Call
 from voice_rtc.call.context import CallPorts
-from voice_rtc.call.events import GoingAway
-from voice_rtc.call.state import CallState
+from voice_rtc.call.events import Degraded, GoingAway
+from voice_rtc.call.state import AS_IT_COMES, CallState, LineWish
 from voice_rtc.config import Settings
 from voice_rtc.engines.base import EngineSet
 from voice_rtc.errors import (
     Draining,
     EnginesLoading,
     Overloaded,
-    QueueFull,
     UnknownCall,
     VoiceRtcError,
 )
 from voice_rtc.media.peer import PeerSettings
 from voice_rtc.metrics import Metrics
+from voice_rtc.pool.gpu import GpuSource, read_gpus
 from voice_rtc.pool.pool import SttPool
 
 log = structlog.get_logger("voice_rtc.calls")
@@ -64,11 +64,25 @@ class CallRegistry:
         if self._collecting is not None:
             self._collecting.cancel()
 
-    def open(self, engines: EngineSet) -> SttPool:
-        """The engines are ready: calls can be admitted from now on."""
-        pool = SttPool(engines.stt, self._settings.pool.slots, self._metrics)
-        self._ports = CallPorts(self._settings, engines, pool, self._metrics)
-        return pool
+    @asynccontextmanager
+    async def open(self, engines: EngineSet, gpus: GpuSource = read_gpus) -> AsyncIterator[SttPool]:
+        """The engines are ready: calls can be admitted inside this block."""
+        async with SttPool(self._settings, engines, self._metrics, gpus).running() as pool:
+            pool.supervisor.on_step = self._announce_step
+            self._ports = CallPorts(self._settings, engines, pool, self._metrics)
+            try:
+                yield pool
+            finally:
+                self._ports = None
+
+    def _announce_step(self, step: int, name: str, message: str) -> None:
+        for call in self._calls.values():
+            call.announce(Degraded(step, name, message))
+
+    @property
+    def pool(self) -> SttPool | None:
+        """The pool, once the engines are there."""
+        return self._ports.pool if self._ports is not None else None
 
     def refuse(self, error: VoiceRtcError) -> None:
         """The engines will not be there: calls are refused with ``error``."""
@@ -79,7 +93,9 @@ class CallRegistry:
         """How many calls may run at the same time."""
         if self._ports is None:
             return 0
-        return min(self._settings.limits.max_calls, self._ports.pool.statistics().slots)
+        pool = self._ports.pool
+        slots = pool.statistics().slots + pool.supervisor.growth(pool.group)
+        return min(self._settings.limits.max_calls, slots)
 
     @property
     def active(self) -> int:
@@ -91,13 +107,20 @@ class CallRegistry:
         """The server is shutting down."""
         return self._draining
 
-    def create(self, channel_label: str, spare_events: frozenset[str]) -> Call:
+    def set_draining(self, draining: bool) -> None:
+        """Refuse new calls, or take them again; running calls go on."""
+        self._draining = draining
+        log.info("draining" if draining else "admitting", calls=len(self._calls))
+
+    def create(
+        self, channel_label: str, spare_events: frozenset[str], line: LineWish = AS_IT_COMES
+    ) -> Call:
         """Admit a call. Raises AdmissionError. `start` or `abandon` must follow."""
-        ports = self._admit()
+        ports = self._admit(line)
         peer = PeerSettings(
             self._settings.media, self._settings.limits, channel_label, spare_events
         )
-        call = Call(ports, peer)
+        call = Call(ports, peer, line)
         self._calls[call.id] = call
         self._empty.clear()
         self._metrics.calls_active.set(len(self._calls))
@@ -155,7 +178,7 @@ class CallRegistry:
             return False
         return True
 
-    def _admit(self) -> CallPorts:
+    def _admit(self, line: LineWish) -> CallPorts:
         if self._draining:
             raise Draining
         if self._refusal is not None:
@@ -164,8 +187,8 @@ class CallRegistry:
             raise EnginesLoading
         if len(self._calls) >= self._settings.limits.max_calls:
             raise Overloaded
-        if len(self._calls) >= self.slots:
-            raise QueueFull
+        on_their_way = sum(call.is_connecting for call in self._calls.values())
+        self._ports.pool.check_admission(on_their_way, line.resume)
         return self._ports
 
     async def _live(self, call: Call, client: Coroutine[Any, Any, None]) -> None:

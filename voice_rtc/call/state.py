@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
+from voice_rtc.call.events import TurnMeasured
 from voice_rtc.config import Settings
 from voice_rtc.core.turns import TurnRules
 from voice_rtc.engines.base import LlmOptions, VoiceOptions
@@ -61,12 +63,27 @@ class ReplyWishes:
 
 
 @dataclass(frozen=True, slots=True)
+class LineWish:
+    """How a call wants to be lined up, should it have to wait."""
+
+    head_start_seconds: float = 0.0
+    """As if it had come so much earlier."""
+    resume: str = ""
+    """Token of a place that it had on another connection."""
+
+
+AS_IT_COMES = LineWish()
+"""No head start, no earlier place."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallState:
     """A snapshot of one call for status pages and tests."""
 
     id: str
     age_seconds: float
     connected: bool
+    phase: Literal["connecting", "waiting", "live"]
     floor: str
     lease_id: int | None
     turns: int
@@ -74,3 +91,5 @@ class CallState:
     frames_received: int
     inbound_dropped: int
     underruns: int
+    last_turn: TurnMeasured | None
+    """Where the time of the newest answered turn went."""

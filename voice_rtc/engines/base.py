@@ -12,12 +12,16 @@ Errors are `voice_rtc.errors.EngineError` and its subclasses.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from voice_rtc.core.audio import Pcm
 from voice_rtc.core.history import Message
+from voice_rtc.errors import EngineError
+
+if TYPE_CHECKING:
+    from voice_rtc.core.capacity import LatencyCurve
 
 EngineKind = Literal["vad", "stt", "llm", "tts"]
 
@@ -129,6 +133,47 @@ class SttFailed:
 SttResult = Partial | Final | SttFailed
 
 
+@dataclass(frozen=True, slots=True)
+class SttOptions:
+    """Per-call settings of speech recognition."""
+
+    language: str | None = None
+    """Language code; None means the engine's configured one, empty lets the engine detect it."""
+    prompt: str = ""
+    """Words that the caller is likely to say; engines that cannot use it ignore it."""
+
+
+STT_AS_CONFIGURED = SttOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class SttQuality:
+    """What the degradation ladder asks of an engine, for all its sessions."""
+
+    partial_factor: float | None = 1.0
+    """Partials come so many times more rarely; None: none at all."""
+    economy: bool = False
+    """Smallest beam, short windows, no second try."""
+
+
+@dataclass(frozen=True, slots=True)
+class SttTiming:
+    """Where the time of one transcription went."""
+
+    final: bool
+    queue_seconds: float
+    """From the request to the start of its batch."""
+    run_seconds: float
+    """Of its batch in the model."""
+    total_seconds: float
+    """From the request to the result in the server's process."""
+    batch: int = 1
+    """Requests in the batch."""
+    window_seconds: float = 30.0
+    retried: bool = False
+    """The first result was doubtful; a 30 s window was tried."""
+
+
 class SttSession(Protocol):
     """Speech recognition for one call: utterances one after the other.
 
@@ -153,6 +198,10 @@ class SttSession(Protocol):
         """Forget the utterance: nothing more is delivered for it."""
         ...
 
+    def configure(self, options: SttOptions) -> None:
+        """Use other options from the next utterance on."""
+        ...
+
     def results(self) -> AsyncIterator[SttResult]:
         """Results in order of utterances; one reader. Ends when the session is closed."""
         ...
@@ -170,9 +219,27 @@ class SttEngine(Engine, Protocol):
         """How many callers this engine is expected to carry on this machine."""
         ...
 
-    async def open(self) -> SttSession:
+    async def open(self, options: SttOptions = STT_AS_CONFIGURED) -> SttSession:
         """A fresh session for one call. Raises EngineError."""
         ...
+
+
+SttMode = Literal["shared", "dedicated", "single"]
+"""``shared``: one batching engine carries many callers. ``dedicated``: one engine per caller.
+``single``: one engine, callers take turns, nothing is batched."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSpec:
+    """Which engine a pool wants one more of."""
+
+    mode: SttMode = "shared"
+    device: int = 0
+    """Index of the GPU; meaningless on a CPU."""
+
+
+SttFactory = Callable[[ReplicaSpec], SttEngine]
+"""Makes one more engine of the chosen kind, not started."""
 
 
 # --------------------------------------------------------------------------------------- LLM
@@ -260,16 +327,72 @@ class EngineSet:
     tts: TtsEngine
     notes: tuple[str, ...] = field(default=())
     """What selection wants the user to know, e.g. which better engine was not available and why."""
+    stt_factory: SttFactory | None = None
+    """Makes more engines like ``stt``, to replace or to multiply it; None: it stays alone."""
 
     def infos(self) -> list[EngineInfo]:
         """What runs, in the order of the audio's way."""
         return [self.vad.info, self.stt.info, self.llm.info, self.tts.info]
 
 
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    """How an engine with workers of its own is."""
+
+    pids: tuple[int, ...] = ()
+    """Worker processes."""
+    silent_seconds: float = 0.0
+    """How long a heartbeat has gone unanswered; 0.0 when none is due."""
+    busy_seconds: float = 0.0
+    """How long the oldest piece of work in progress has taken; 0.0 when idle."""
+    failure: EngineError | None = None
+    """Set once the worker is gone for good: the engine must be replaced."""
+    batch_mean: float = 0.0
+    """Mean number of requests in the newest batches; 0.0 when unknown."""
+
+
 @runtime_checkable
-class SupportsHealth(Protocol):
-    """An engine that can tell whether its worker is alive and busy."""
+class SupportsBusy(Protocol):
+    """An engine that can tell how long its worker has been busy."""
 
     def busy_seconds(self) -> float:
         """How long the oldest piece of work in progress has taken; 0.0 when idle."""
         ...
+
+
+@runtime_checkable
+class SupportsHealth(SupportsBusy, Protocol):
+    """An engine whose worker has a heartbeat and can be ended from outside."""
+
+    def health(self) -> EngineHealth:
+        """How it is now; sends the next heartbeat when none is under way."""
+        ...
+
+    def abort(self, error: EngineError) -> None:
+        """End the worker at once, without its consent; unfinished utterances fail with it."""
+        ...
+
+
+@runtime_checkable
+class SupportsQuality(Protocol):
+    """An STT engine that can work with less."""
+
+    def set_quality(self, quality: SttQuality) -> None:
+        """From now on, for all sessions."""
+        ...
+
+
+@runtime_checkable
+class SupportsProbe(Protocol):
+    """An STT engine that can measure what it carries."""
+
+    async def measure(self) -> LatencyCurve:
+        """Seconds per batch by window and batch size, on this machine. Raises EngineError."""
+        ...
+
+
+@runtime_checkable
+class SupportsTiming(Protocol):
+    """An STT engine that tells where the time of each transcription went."""
+
+    on_timing: Callable[[SttTiming], None] | None

@@ -20,6 +20,7 @@ from voice_rtc.engines.base import (
     EngineKind,
     EngineSet,
     LlmEngine,
+    ReplicaSpec,
     SttEngine,
     TtsEngine,
     VadEngine,
@@ -29,6 +30,7 @@ from voice_rtc.engines.hub import DownloadProgress
 from voice_rtc.engines.llm.eliza import ElizaLlm
 from voice_rtc.engines.llm.openai import OpenAiLlm, OpenAiSettings
 from voice_rtc.engines.stt.pocketsphinx import PocketsphinxStt
+from voice_rtc.engines.stt.realtimestt import RealtimeSttEngine
 from voice_rtc.engines.stt.whisper import DEFAULT_MODEL, WhisperSettings, WhisperStt
 from voice_rtc.engines.tts.espeak import EspeakTts
 from voice_rtc.engines.tts.kokoro import KokoroTts
@@ -53,6 +55,8 @@ class Candidate(Generic[E]):
     """Gets the reason that `EngineInfo` will show."""
     reason: str
     deadline_seconds: float = _QUICK_SECONDS
+    again: Callable[[ReplicaSpec], E] | None = None
+    """Makes one more of it, for a pool of several; None: there is only the one."""
 
 
 async def load_engines(settings: Settings, report: Report) -> EngineSet:
@@ -65,12 +69,20 @@ async def load_engines(settings: Settings, report: Report) -> EngineSet:
     notes: list[str] = []
     async with AsyncExitStack() as started:
         loader = _Loader(started, report, notes)
-        vad = await loader.first("vad", vad_candidates(settings))
-        stt = await loader.first("stt", stt_candidates(settings))
-        llm = await loader.first("llm", llm_candidates(settings))
-        tts = await loader.first("tts", tts_candidates(settings))
+        vad, _ = await loader.first("vad", vad_candidates(settings))
+        stt, chosen = await loader.first("stt", stt_candidates(settings))
+        llm, _ = await loader.first("llm", llm_candidates(settings))
+        tts, _ = await loader.first("tts", tts_candidates(settings))
         started.pop_all()
-    return EngineSet(vad, stt, llm, tts, tuple(notes))
+    return EngineSet(vad, stt, llm, tts, tuple(notes), chosen.again)
+
+
+async def load_stt(settings: Settings, report: Report) -> SttEngine:
+    """Only the speech recognition, for whoever wants to measure it. Raises EngineError."""
+    async with AsyncExitStack() as started:
+        engine, _ = await _Loader(started, report, []).first("stt", stt_candidates(settings))
+        started.pop_all()
+    return engine
 
 
 async def close_engines(engines: EngineSet) -> None:
@@ -88,15 +100,17 @@ class _Loader:
         self._report = report
         self._notes = notes
 
-    async def first(self, kind: EngineKind, candidates: Sequence[Candidate[E]]) -> E:
-        """The first candidate that starts; the last one must. Raises EngineError."""
+    async def first(
+        self, kind: EngineKind, candidates: Sequence[Candidate[E]]
+    ) -> tuple[E, Candidate[E]]:
+        """The first candidate that starts, with its engine; the last must. Raises EngineError."""
         *better, last = candidates
         for candidate in better:
             try:
-                return await self._start(kind, candidate)
+                return await self._start(kind, candidate), candidate
             except EngineError as error:
                 self._fell_back(kind, error)
-        return await self._start(kind, last)
+        return await self._start(kind, last), last
 
     async def _start(self, kind: EngineKind, candidate: Candidate[E]) -> E:
         engine = candidate.make(candidate.reason)
@@ -175,15 +189,22 @@ def stt_candidates(settings: Settings) -> list[Candidate[SttEngine]]:
     """STT engines in order of preference."""
     stt = settings.stt
 
+    first = ReplicaSpec(settings.pool.mode)
+
     def whisper(why: str) -> Candidate[SttEngine]:
         return Candidate(
-            lambda reason: WhisperStt(_whisper_settings(stt), reason=reason),
+            lambda reason: _whisper(stt, first, reason),
             why,
             stt.load_deadline_seconds,
+            lambda spec: _whisper(stt, spec, why),
         )
 
     def pocketsphinx(why: str) -> Candidate[SttEngine]:
-        return Candidate(lambda reason: _pocketsphinx(stt, reason), why)
+        return Candidate(
+            lambda reason: _pocketsphinx(stt, first, reason),
+            why,
+            again=lambda spec: _pocketsphinx(stt, spec, why),
+        )
 
     match _wanted(settings, stt.engine):
         case "faster-whisper":
@@ -264,23 +285,42 @@ def _wanted(settings: Settings, own: str) -> str:
     return settings.engines if own == "auto" else own
 
 
-def _whisper_settings(stt: SttSettings) -> WhisperSettings:
-    return WhisperSettings(
+def _whisper(stt: SttSettings, spec: ReplicaSpec, reason: str) -> SttEngine:
+    settings = WhisperSettings(
         model=stt.model or DEFAULT_MODEL,
         device=stt.device,
+        device_index=spec.device,
         compute_type=stt.compute_type,
         language=stt.language,
         partial_seconds=stt.partial_seconds,
         download=stt.download,
-    )
-
-
-def _pocketsphinx(stt: SttSettings, reason: str) -> PocketsphinxStt:
-    return PocketsphinxStt(
-        grammar=stt.grammar,
         workers=stt.workers,
+        beam_size=stt.beam_size,
+        encoder=stt.encoder,
+        full_windows=stt.window == "full",
+        final_window_seconds=stt.final_window_seconds,
+        most_batch=stt.batch,
+        mode=spec.mode,
+    )
+    return _processed(WhisperStt(settings, reason=reason), stt, reason)
+
+
+def _pocketsphinx(stt: SttSettings, spec: ReplicaSpec, reason: str) -> SttEngine:
+    engine = PocketsphinxStt(
+        grammar=stt.grammar,
+        workers=1 if spec.mode == "dedicated" else stt.workers,
         partial_seconds=stt.partial_seconds,
         reason=reason,
+    )
+    return _processed(engine, stt, reason)
+
+
+def _processed(engine: SttEngine, stt: SttSettings, reason: str) -> SttEngine:
+    """The engine itself, or behind RealtimeSTT recorders."""
+    if stt.processor == "native":
+        return engine
+    return RealtimeSttEngine(
+        engine, language=stt.language, partial_seconds=stt.partial_seconds, reason=reason
     )
 
 

@@ -15,12 +15,14 @@ import numpy as np
 from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm, Samples, rms_dbfs, silence
 from voice_rtc.core.history import Message
 from voice_rtc.engines.base import (
+    STT_AS_CONFIGURED,
     EngineInfo,
     Final,
     LlmEvent,
     LlmOptions,
     Partial,
     SttFailed,
+    SttOptions,
     SttResult,
     TextDelta,
     Usage,
@@ -117,7 +119,7 @@ class ScriptedStt:
     async def start(self) -> None:
         """Nothing to load."""
 
-    async def open(self) -> ScriptedSttSession:
+    async def open(self, options: SttOptions = STT_AS_CONFIGURED) -> ScriptedSttSession:
         """A fresh session, at the beginning of the script."""
         session = ScriptedSttSession(
             self.finals, int(self._word_seconds * LISTEN_RATE_HZ), self._sessions.discard
@@ -189,6 +191,9 @@ class ScriptedSttSession:
         self._results.discard(utterance)
         if self._forget(utterance) is not None:
             del self._samples[utterance]
+
+    def configure(self, options: SttOptions) -> None:
+        """The script stays what it is."""
 
     async def results(self) -> AsyncIterator[SttResult]:
         """Results in order of utterances."""

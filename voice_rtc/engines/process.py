@@ -8,9 +8,10 @@ MessagePack.
 from __future__ import annotations
 
 import asyncio
+import signal
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -72,8 +73,13 @@ class EngineProcess:
         on_death: Callable[[EngineCrashed], None],
         max_frame_bytes: int = 1 << 20,
         backlog_bytes: int = 4 << 20,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """``environment``: variables that the process gets besides those of this one."""
         self._module = module
+        # By env(1), which adds to what it inherits: this process's own is not looked at here.
+        assigned = [f"{name}={value}" for name, value in (environment or {}).items()]
+        self._command = ("env", *assigned, sys.executable) if assigned else (sys.executable,)
         self._on_frame = on_frame
         self._on_death = on_death
         self._max_frame_bytes = max_frame_bytes
@@ -90,7 +96,7 @@ class EngineProcess:
         try:
             transport, _ = await loop.subprocess_exec(
                 lambda: _Pipes(self),
-                *(sys.executable, "-m", self._module),
+                *(*self._command, "-m", self._module),
                 # so that the package is found however the server was started
                 cwd=Path(voice_rtc.__file__).parent.parent,
             )
@@ -167,7 +173,7 @@ class EngineProcess:
         if self._closing or self._transport is None:
             return
         code = self._transport.get_returncode()
-        self._died = EngineCrashed(f"{self._module} ended with status {code}")
+        self._died = EngineCrashed(f"{self._module} {_how_it_ended(code)}")
         _log.error("engine_process_died", module=self._module, pid=self.pid, status=code)
         self._transport.close()
         self._on_death(self._died)
@@ -179,6 +185,16 @@ class EngineProcess:
     def said(self, line: str) -> None:
         """From the pipes: one line of stderr."""
         _log.warning("engine_process_stderr", module=self._module, pid=self.pid, line=line)
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with status {code}"
+    try:
+        name = f" ({signal.Signals(-code).name})"
+    except ValueError:  # a real-time signal
+        name = ""
+    return f"was killed by signal {-code}{name}"
 
 
 class _Pipes(asyncio.SubprocessProtocol):

@@ -18,7 +18,15 @@ import structlog
 
 from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm
 from voice_rtc.core.buffers import Policy
-from voice_rtc.engines.base import EngineInfo, Final, Partial, SttFailed, SttResult
+from voice_rtc.engines.base import (
+    STT_AS_CONFIGURED,
+    EngineInfo,
+    Final,
+    Partial,
+    SttFailed,
+    SttOptions,
+    SttResult,
+)
 from voice_rtc.engines.process import EngineProcess, Restarts
 from voice_rtc.engines.stt import pocketsphinx_protocol as protocol
 from voice_rtc.engines.stt.grammar import load_grammar
@@ -229,7 +237,7 @@ class PocketsphinxStt:
             if not worker.alive:  # it died while the others were loading
                 self.worker_died(worker)
 
-    async def open(self) -> PocketsphinxSession:
+    async def open(self, options: SttOptions = STT_AS_CONFIGURED) -> PocketsphinxSession:
         """A fresh session. Raises EngineUnavailable before `start` and after `aclose`."""
         if self._setup is None or self._closed:
             raise EngineUnavailable("pocketsphinx is not running")
@@ -356,6 +364,9 @@ class PocketsphinxSession:
         self._send(found, protocol.Discard(found.key))
         if found.worker is not None:
             found.worker.open.pop(found.key, None)
+
+    def configure(self, options: SttOptions) -> None:
+        """It knows one language and takes no prompt."""
 
     async def results(self) -> AsyncIterator[SttResult]:
         """Results in order of utterances, until the session is closed."""

@@ -1,7 +1,8 @@
-"""Whisper through faster-whisper: one shared model, all callers take turns on its thread.
+"""Whisper for many callers at once, in a worker process that batches their requests.
 
-CTranslate2 releases Python's interpreter lock, so a thread is enough. Finals go before partials,
-and a partial is made only while no final waits: what a caller waits for is the Final.
+Here are the sessions and what a pool wants to know and do: heartbeats, an end by force, lower
+quality, a measurement. The model and its queue are in `whisper_worker`. A worker that died is not
+started again: every unfinished utterance fails and the engine is to be replaced.
 
 Answers the original plan's TranscriptionProcessor.
 """
@@ -9,41 +10,77 @@ Answers the original plan's TranscriptionProcessor.
 from __future__ import annotations
 
 import asyncio
-import os
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+import itertools
+import wave
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import resources
 
-import numpy as np
+import msgspec
 import structlog
 
-from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm, Samples
-from voice_rtc.engines.base import EngineInfo, Final, Partial, SttFailed
-from voice_rtc.engines.hub import (
-    DownloadProgress,
-    Weights,
-    cache_folder,
-    cached,
-    fetch,
-    local_folder,
+from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm
+from voice_rtc.core.capacity import LatencyCurve, LatencyPoint
+from voice_rtc.core.scheduling import FULL_WINDOW_SECONDS
+from voice_rtc.engines.base import (
+    EngineHealth,
+    EngineInfo,
+    Final,
+    Partial,
+    SttFailed,
+    SttMode,
+    SttOptions,
+    SttQuality,
+    SttResult,
+    SttTiming,
 )
+from voice_rtc.engines.hub import DownloadProgress
+from voice_rtc.engines.process import EngineProcess
+from voice_rtc.engines.stt import whisper_protocol as protocol
 from voice_rtc.engines.stt.results import ResultStream
+from voice_rtc.engines.stt.whisper_weights import (
+    DEFAULT_MODEL,
+    REQUIRED_FILES,
+    find,
+    weights_of,
+)
 from voice_rtc.engines.worker import EngineWorker
-from voice_rtc.errors import EngineCrashed, EngineError, EngineUnavailable, OutOfGpuMemory
+from voice_rtc.errors import (
+    EngineCrashed,
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    OutOfGpuMemory,
+)
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "REQUIRED_FILES",
+    "WhisperSession",
+    "WhisperSettings",
+    "WhisperStt",
+    "slots_for",
+    "weights_of",
+]
 
 _log = structlog.get_logger("voice_rtc.engines")
 
-DEFAULT_MODEL = "base"
-REQUIRED_FILES = ("config.json", "model.bin", "tokenizer.json")
-_PATTERNS = (*REQUIRED_FILES, "preprocessor_config.json", "vocabulary.*")
-_SHORTEST_SAMPLES = LISTEN_RATE_HZ // 10
-_MOST_CPU_THREADS = 4
+_WORKER_MODULE = "voice_rtc.engines.stt.whisper_worker"
+# The spectrograms are made on the model threads; threads of numpy's own would stand in their way
+# (five times the CPU time).
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
+_FRAME_SAMPLES = 60 * LISTEN_RATE_HZ // 1000
 # A caller asks for about one Final in ten seconds; half of the worker's time may go to Finals.
 _FINALS_PER_CALLER_SECOND = 0.1
 _FINALS_SHARE = 0.5
 _MOST_SLOTS = 32
+_MEASURED_WINDOWS = (5.0, 10.0, 30.0)
+_SLOW_SECONDS = 2.0
+_MEASURE_SECONDS = 10.0
+# Callers go first, and the last batch may take longer than was expected.
+_MEASURE_GRACE_SECONDS = 20.0
+_AS_CONFIGURED = SttOptions()
+_ERRORS = {error.code: error for error in (EngineUnavailable, OutOfGpuMemory, EngineCrashed)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,264 +90,421 @@ class WhisperSettings:
     model: str = DEFAULT_MODEL
     """Name known to faster-whisper, hub repository, or local directory."""
     device: str = "auto"
+    device_index: int = 0
+    """Which GPU."""
     compute_type: str = "default"
     language: str = "en"
     """Empty: detected for each utterance."""
     partial_seconds: float = 0.4
     download: bool = True
+    workers: int = 0
+    """Batches at the same time; 0: as many as suit the device."""
+    beam_size: int = 1
+    """Of finals; partials are decoded greedily."""
+    encoder: str = "auto"
+    """``ct2``, ``sdpa`` (PyTorch), or ``auto``: PyTorch's on a GPU if it can be used."""
+    final_window_seconds: float = 10.0
+    """Finals are padded to at least so much."""
+    full_windows: bool = False
+    """Pad everything to 30 s, as Whisper was trained: safest and slowest."""
+    most_batch: int = 0
+    """Requests in one batch; 0: as many as suit the device."""
+    mode: SttMode = "shared"
+    """``single`` and ``dedicated``: one request at a time."""
+
+    def setup(self, folder: str) -> protocol.Setup:
+        """For the worker."""
+        alone = self.mode != "shared"
+        return protocol.Setup(
+            folder=folder,
+            device=self.device,
+            device_index=self.device_index,
+            compute_type=self.compute_type,
+            workers=1 if alone else self.workers,
+            beam_size=self.beam_size,
+            encoder=self.encoder,
+            partial_samples=int(self.partial_seconds * LISTEN_RATE_HZ),
+            final_window_seconds=self.final_window_seconds,
+            full_windows=self.full_windows,
+            most_batch=1 if alone else self.most_batch,
+        )
 
 
 @dataclass(slots=True, eq=False)
 class _Utterance:
+    """One utterance as the server sees it, from begin to its last result."""
+
+    key: int
     number: int
     session: WhisperSession
-    runs: list[Samples] = field(default_factory=list)
-    samples: int = 0
-    next_partial: int = 0
-    finished_at: float | None = None
-    discarded: bool = False
+    unsent: list[bytes] = field(default_factory=list)
+    unsent_samples: int = 0
     heard: str = ""
-
-
-class WhisperModel:
-    """The loaded model; blocking, on one thread."""
-
-    def __init__(self, folder: str, settings: WhisperSettings, device: str) -> None:
-        import faster_whisper
-
-        compute_type = settings.compute_type
-        if compute_type == "default":
-            compute_type = "float16" if device == "cuda" else "int8"
-        self.model: Any = faster_whisper.WhisperModel(
-            folder,
-            device=device,
-            compute_type=compute_type,
-            cpu_threads=min(_MOST_CPU_THREADS, os.cpu_count() or 1),
-            local_files_only=True,
-        )
-        self.placement = f"{device} {compute_type}"
-        multilingual = bool(self.model.model.is_multilingual)
-        self.language = (settings.language or None) if multilingual else "en"
-
-    def transcribe(self, runs: Sequence[Samples], *, final: bool) -> str:
-        """Text of 16 kHz audio. A partial is decoded greedily only; a doubtful Final once more."""
-        if sum(map(len, runs)) < _SHORTEST_SAMPLES:
-            return ""
-        audio = np.concatenate(runs).astype(np.float32) / 32768.0
-        segments, _ = self.model.transcribe(
-            audio,
-            language=self.language,
-            beam_size=1,
-            temperature=[0.0, 0.4] if final else 0.0,
-            without_timestamps=True,
-            condition_on_previous_text=False,
-            vad_filter=False,
-        )
-        return " ".join(text for segment in segments if (text := segment.text.strip()))
-
-    def warm_up(self) -> float:
-        """Transcribe twice, once to warm up; seconds that the second run took."""
-        # Noise, since silence may end before the decoder has run.
-        noise = np.random.default_rng(0).normal(0, 1000, 2 * LISTEN_RATE_HZ).astype(np.int16)
-        self.transcribe([noise], final=False)
-        started = time.monotonic()
-        self.transcribe([noise], final=False)
-        return time.monotonic() - started
-
-    def unload(self) -> None:
-        """Free the weights now rather than when the last reference goes."""
-        self.model.model.unload_model()
+    finished_at: float | None = None
+    """Event loop time of `finish`."""
+    partial: Partial | None = None
+    """Kept back until the results of earlier utterances are out."""
+    outcome: Final | SttFailed | None = None
+    """The same."""
 
 
 class WhisperStt:
-    """Whisper for all callers of the server."""
+    """One worker process with Whisper, shared by all sessions that are opened here."""
 
     def __init__(self, settings: WhisperSettings = WhisperSettings(), *, reason: str = "") -> None:
         self._settings = settings
         self._reason = reason
-        self._worker = EngineWorker("stt-whisper")
-        self._model: WhisperModel | None = None
+        self._finder = EngineWorker("stt-whisper")
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(protocol.Response)
+        self._process: EngineProcess | None = None
+        self._loading: asyncio.Future[protocol.Ready] | None = None
+        self._ready: protocol.Ready | None = None
+        self._measuring: asyncio.Future[LatencyCurve] | None = None
+        self._failure: EngineError | None = None
         self._slots = 1
-        self._finals: deque[_Utterance] = deque()
-        self._partials: dict[WhisperSession, _Utterance] = {}
-        self._running: _Utterance | None = None
+        self._keys = itertools.count(1)
+        self._open: dict[int, _Utterance] = {}
         self._sessions: set[WhisperSession] = set()
         self._closed = False
+        self._pings = itertools.count(1)
+        self._ping_sent_at: float | None = None
+        self._pong = protocol.Pong(0, 0.0, None)
+        self.on_timing: Callable[[SttTiming], None] | None = None
+        """Told where the time of each transcription went."""
         self.progress = DownloadProgress()
         """Of the weights' download, for /readyz."""
         self.info = EngineInfo("stt", "faster-whisper", model=settings.model, reason=reason)
 
     @property
     def recommended_slots(self) -> int:
-        """From the time that the warm-up took on this machine."""
+        """A careful figure from the time that the warm-up took; `measure` knows better."""
         return self._slots
 
-    def busy_seconds(self) -> float:
-        """How long the transcription in progress has taken."""
-        return self._worker.busy_seconds()
+    # ------------------------------------------------------------------------ start and end
 
     async def start(self) -> None:
-        """Find or fetch the weights, load and warm up. Raises EngineUnavailable."""
-        folder = await self._find()
+        """Find or fetch the weights, load and warm up. Raises EngineError."""
+        settings = self._settings
+        folder = await find(settings.model, self._finder, self.progress, download=settings.download)
+        self._process = EngineProcess(
+            _WORKER_MODULE,
+            on_frame=self._frame,
+            on_death=self._fail,
+            environment=_ENVIRONMENT,
+        )
+        self._loading = asyncio.get_running_loop().create_future()
         try:
-            model, seconds = await self._worker.run(load, folder, self._settings)
-        except EngineError:
-            raise
-        except Exception as error:
-            # The tokenizers library raises plain Exception for a damaged file.
-            raise _load_error(self._settings.model, error) from error
-        self._model = model
-        self._slots = slots_for(seconds)
+            await self._process.start()
+            self._send(settings.setup(folder))
+            ready = await self._loading
+        except EngineCrashed as error:
+            message = f"Whisper {settings.model} cannot be loaded: {error}"
+            raise EngineUnavailable(message) from error
+        self._ready = ready
+        if ready.gpu_problem:
+            _log.warning("stt_gpu_unusable", error=ready.gpu_problem)
+        self._slots = 1 if settings.mode == "dedicated" else slots_for(ready.utterance_seconds)
         self.info = EngineInfo(
             "stt",
             "faster-whisper",
-            model=f"{self._settings.model} ({model.placement})",
+            model=f"{settings.model} ({ready.placement})",
             reason=self._reason,
-            notes=(f"One short utterance takes {seconds:.2f} s on this machine.",),
+            notes=(f"One short utterance takes {ready.utterance_seconds:.2f} s on this machine.",),
         )
 
-    async def open(self) -> WhisperSession:
-        """A fresh session. Raises EngineUnavailable before `start` and after `aclose`."""
-        if self._model is None or self._closed:
+    async def open(self, options: SttOptions = _AS_CONFIGURED) -> WhisperSession:
+        """A fresh session. Raises EngineError before `start`, after `aclose` and after a death."""
+        if self._failure is not None:
+            raise self._failure
+        if self._ready is None or self._closed:
             raise EngineUnavailable("Whisper is not loaded")
-        session = WhisperSession(self, int(self._settings.partial_seconds * LISTEN_RATE_HZ))
+        session = WhisperSession(self, next(self._keys), options)
         self._sessions.add(session)
         return session
 
     async def aclose(self) -> None:
-        """End all sessions and the thread, free the weights. Idempotent."""
+        """End all sessions and the process. Idempotent."""
         self._closed = True
         self.progress.cancel()
         for session in list(self._sessions):
             await session.aclose()
-        model, self._model = self._model, None
-        await self._worker.aclose()
-        # A thread that could not be ended may still use the weights.
-        if model is not None and self._worker.busy_seconds() == 0.0:
-            model.unload()
+        if self._process is not None:
+            await self._process.aclose()
+        self._settle(EngineUnavailable("Whisper was closed"))
+        await self._finder.aclose()
 
-    def want_final(self, utterance: _Utterance) -> None:
-        """From a session: transcribe all of it, before any partial."""
-        self._finals.append(utterance)
-        self._next()
+    # -------------------------------------------------------------------- for those who watch
 
-    def want_partial(self, utterance: _Utterance) -> None:
-        """From a session: transcribe what there is when the worker is free."""
-        self._partials[utterance.session] = utterance
-        self._next()
+    def busy_seconds(self) -> float:
+        """How long the oldest batch had been running at the last heartbeat."""
+        return self._pong.busy_seconds
+
+    def health(self) -> EngineHealth:
+        """How it is; sends the next heartbeat when none is under way."""
+        now = asyncio.get_running_loop().time()
+        process = self._process
+        alive = process is not None and process.alive and self._failure is None
+        if alive and self._ping_sent_at is None:
+            self._ping(now)
+        statistics = self._pong.statistics
+        return EngineHealth(
+            pids=(process.pid,) if alive and process is not None and process.pid else (),
+            silent_seconds=0.0 if self._ping_sent_at is None else now - self._ping_sent_at,
+            busy_seconds=self.busy_seconds(),
+            failure=self._failure,
+            batch_mean=0.0 if statistics is None else statistics.batch_mean,
+        )
+
+    def abort(self, error: EngineError) -> None:
+        """Kill the process; unfinished utterances fail with ``error``, and it is the failure."""
+        self._fail(error)
+        if self._process is not None:
+            self._process.kill()
+
+    def set_quality(self, quality: SttQuality) -> None:
+        """From now on, for all sessions."""
+        self._tell(protocol.Quality(quality.partial_factor, quality.economy))
+
+    async def measure(self) -> LatencyCurve:
+        """Time batches of speech, in some ten seconds at most, while no caller waits.
+
+        Raises EngineError. Asked for twice at once it is done once.
+        """
+        if self._ready is None or self._closed or self._failure is not None:
+            raise self._failure or EngineUnavailable("Whisper is not loaded")
+        if self._measuring is None:
+            self._measuring = asyncio.get_running_loop().create_future()
+            full = self._settings.full_windows
+            windows = (FULL_WINDOW_SECONDS,) if full else _MEASURED_WINDOWS
+            self._tell(protocol.Measure(_speech(), windows, _SLOW_SECONDS, _MEASURE_SECONDS))
+        try:
+            async with asyncio.timeout(_MEASURE_SECONDS + _MEASURE_GRACE_SECONDS):
+                return await asyncio.shield(self._measuring)
+        except TimeoutError:
+            raise EngineTimeout("Whisper could not be measured in time") from None
+
+    # ------------------------------------------------------------------------ for the sessions
+
+    def begin(
+        self, session: WhisperSession, caller: int, number: int, options: SttOptions
+    ) -> _Utterance:
+        """From a session: an utterance that the worker knows, or that has failed already."""
+        utterance = _Utterance(next(self._keys), number, session)
+        asked = options.language
+        language = self._settings.language if asked is None else asked
+        self._open[utterance.key] = utterance
+        if self._failure is None:
+            self._tell(protocol.Begin(utterance.key, caller, language, options.prompt))
+        else:
+            self._fail_utterance(utterance, self._failure)
+        return utterance
+
+    def feed(self, utterance: _Utterance, pcm: Pcm) -> None:
+        """From a session: audio, which is sent on 60 ms at a time."""
+        utterance.unsent.append(pcm.samples.astype("<i2", copy=False).tobytes())
+        utterance.unsent_samples += len(pcm.samples)
+        if utterance.unsent_samples >= _FRAME_SAMPLES:
+            self._flush(utterance)
+
+    def finish(self, utterance: _Utterance) -> None:
+        """From a session: the Final is wanted."""
+        utterance.finished_at = asyncio.get_running_loop().time()
+        self._flush(utterance)
+        self._tell(protocol.Finish(utterance.key))
+
+    def discard(self, utterance: _Utterance) -> None:
+        """From a session: nothing more is wanted of the utterance."""
+        if self._open.pop(utterance.key, None) is not None:
+            self._tell(protocol.Discard(utterance.key))
 
     def forget(self, session: WhisperSession) -> None:
         """From a session: it is closed."""
         self._sessions.discard(session)
-        self._partials.pop(session, None)
 
-    async def _find(self) -> str:
-        required = REQUIRED_FILES
-        if (folder := local_folder(self._settings.model, required)) is not None:
-            return str(folder)
-        weights = weights_of(self._settings.model)
-        if not self._settings.download:
-            if (found := await self._worker.run(cached, weights)) is not None:
-                return str(found)
-            raise EngineUnavailable(
-                f"Whisper {self._settings.model} is not in the hub cache {cache_folder()} and "
-                f"stt.download is off. {_WHAT_TO_DO}"
-            )
-        try:
-            return str(await fetch(weights, self._worker, self.progress))
-        except EngineUnavailable as error:
-            raise EngineUnavailable(f"Whisper: {error}. {_WHAT_TO_DO}") from error
+    def _flush(self, utterance: _Utterance) -> None:
+        if utterance.unsent:
+            self._tell(protocol.Audio(utterance.key, b"".join(utterance.unsent)))
+            utterance.unsent.clear()
+            utterance.unsent_samples = 0
 
-    def _next(self) -> None:
-        if self._running is not None or self._model is None or self._closed:
+    # ------------------------------------------------------------------------------ the worker
+
+    def _tell(self, request: protocol.Request) -> None:
+        """Send what the worker must get; one that does not take it is ended."""
+        if self._failure is not None or self._closed:
             return
-        utterance, final = self._choose()
+        try:
+            self._send(request)
+        except EngineError as error:
+            _log.warning("stt_worker_stuck", error=str(error))
+            self.abort(error)
+
+    def _send(self, request: protocol.Request) -> None:
+        if self._process is None:
+            raise EngineUnavailable("Whisper is not loaded")
+        self._process.send(self._encoder.encode(request))
+
+    def _ping(self, now: float) -> None:
+        self._ping_sent_at = now
+        try:
+            self._send(protocol.Ping(next(self._pings)))
+        except EngineTimeout as error:
+            # It does not read: the silence grows from here, and who watches will act.
+            _log.debug("stt_worker_stuck", error=str(error))
+
+    def _frame(self, payload: bytes) -> None:
+        try:
+            self._take(self._decoder.decode(payload))
+        except msgspec.MsgspecError as error:
+            self.abort(EngineCrashed(f"the Whisper worker sent rubbish: {error}"))
+
+    def _take(self, response: protocol.Response) -> None:
+        match response:
+            case protocol.Pong() as pong:
+                self._pong, self._ping_sent_at = pong, None
+            case protocol.PartialText() as partial:
+                self._partial(partial)
+            case protocol.FinalText() as final:
+                self._final(final)
+            case protocol.Failed(key=key, code=code, message=message):
+                if utterance := self._open.get(key):
+                    self._fail_utterance(utterance, _error(code, message))
+            case protocol.Measured() as measured:
+                self._measured(measured)
+            case protocol.Ready() as ready:
+                if self._loading is not None and not self._loading.done():
+                    self._loading.set_result(ready)
+            case protocol.Unavailable(code=code, message=message):
+                self._settle(self._load_error(code, message))
+
+    def _partial(self, found: protocol.PartialText) -> None:
+        self._timed(found.spent, found.spent.queue_seconds + found.spent.run_seconds, final=False)
+        utterance = self._open.get(found.key)
+        if utterance is None or utterance.finished_at is not None:
+            return
+        if found.text and found.text != utterance.heard:
+            utterance.heard = found.text
+            utterance.partial = Partial(utterance.number, found.text)
+            utterance.session.deliver()
+
+    def _final(self, found: protocol.FinalText) -> None:
+        utterance = self._open.pop(found.key, None)
         if utterance is None:
             return
-        self._running = utterance
-        runs = list(utterance.runs)
-        try:
-            job = self._worker.submit(self._model.transcribe, runs, final=final)
-        except EngineError as error:
-            self._running = None
-            utterance.session.failed(utterance, error)
-            return
-        job.add_done_callback(lambda done: self._done(utterance, final, done))
+        if utterance.finished_at is not None:
+            now = asyncio.get_running_loop().time()
+            self._timed(found.spent, now - utterance.finished_at, final=True)
+        utterance.outcome = Final(utterance.number, found.text, found.samples / LISTEN_RATE_HZ)
+        utterance.session.deliver()
 
-    def _choose(self) -> tuple[_Utterance | None, bool]:
-        while self._finals:
-            utterance = self._finals.popleft()
-            if not utterance.discarded:
-                return utterance, True
-        while self._partials:
-            # The caller whose partial has waited longest.
-            utterance = self._partials.pop(next(iter(self._partials)))
-            if not utterance.discarded and utterance.finished_at is None:
-                return utterance, False
-        return None, False
+    def _timed(self, spent: protocol.Spent, total_seconds: float, *, final: bool) -> None:
+        if self.on_timing is not None:
+            self.on_timing(
+                SttTiming(
+                    final=final,
+                    queue_seconds=spent.queue_seconds,
+                    run_seconds=spent.run_seconds,
+                    total_seconds=total_seconds,
+                    batch=spent.batch,
+                    window_seconds=spent.window_seconds,
+                    retried=spent.retried,
+                )
+            )
 
-    def _done(self, utterance: _Utterance, final: bool, job: asyncio.Future[str]) -> None:
-        self._running = None
-        if job.cancelled() or self._closed:
+    def _measured(self, measured: protocol.Measured) -> None:
+        future, self._measuring = self._measuring, None
+        if future is None or future.done():
             return
-        error = job.exception()
-        if error is None:
-            utterance.session.transcribed(utterance, job.result(), final=final)
-        elif final:
-            utterance.session.failed(utterance, _transcribe_error(error))
-        else:
-            _log.warning("stt_partial_failed", error=str(error))
-        self._next()
+        if measured.failure or not measured.points or self._ready is None:
+            failure = measured.failure or "no batch could be run"
+            future.set_exception(EngineCrashed(f"Whisper could not be measured: {failure}"))
+            return
+        points = tuple(LatencyPoint(*point) for point in measured.points)
+        future.set_result(LatencyCurve(points, self._ready.workers))
+
+    def _load_error(self, code: str, message: str) -> EngineError:
+        model = self._settings.model
+        if code == OutOfGpuMemory.code:
+            return OutOfGpuMemory(f"Whisper {model} does not fit into GPU memory: {message}")
+        if "cannot be loaded" not in message:
+            message = f"Whisper {model} cannot be loaded: {message}"
+        return EngineUnavailable(message)
+
+    def _fail(self, error: EngineError) -> None:
+        """The worker is gone, or is as good as gone."""
+        if self._failure is not None:
+            return
+        self._failure = error
+        self._settle(error)
+        for utterance in list(self._open.values()):
+            self._fail_utterance(utterance, error)
+
+    def _settle(self, error: EngineError) -> None:
+        """Who waits for the worker gets ``error``."""
+        measuring, self._measuring = self._measuring, None
+        for future in (self._loading, measuring):
+            if future is not None and not future.done():
+                future.set_exception(error)
+                future.exception()  # maybe nobody waits any more
+
+    def _fail_utterance(self, utterance: _Utterance, error: EngineError) -> None:
+        self._open.pop(utterance.key, None)
+        utterance.outcome = SttFailed(utterance.number, error)
+        utterance.session.deliver()
 
 
 class WhisperSession:
     """One call's utterances."""
 
-    def __init__(self, engine: WhisperStt, partial_samples: int) -> None:
+    def __init__(self, engine: WhisperStt, caller: int, options: SttOptions) -> None:
         self._engine = engine
-        self._partial_samples = partial_samples
+        self._caller = caller
+        self._options = options
         self._utterances: dict[int, _Utterance] = {}
+        """By number, oldest first: those whose outcome is not delivered yet."""
         self._newest: _Utterance | None = None
         self._results = ResultStream()
         self._closed = False
 
     def begin(self, utterance: int) -> None:
         """Start an utterance; see `SttSession`."""
-        if not self._closed:
-            self._newest = _Utterance(utterance, self, next_partial=self._partial_samples)
-            self._utterances[utterance] = self._newest
+        if self._closed:
+            return
+        self._newest = self._engine.begin(self, self._caller, utterance, self._options)
+        self._utterances[utterance] = self._newest
+        self.deliver()
 
     def feed(self, pcm: Pcm) -> None:
         """Audio of the utterance begun last; ignored when none is open."""
-        utterance = self._newest
-        if utterance is None:
-            return
-        utterance.runs.append(pcm.samples)
-        utterance.samples += len(pcm.samples)
-        if utterance.samples >= utterance.next_partial:
-            utterance.next_partial = utterance.samples + self._partial_samples
-            self._engine.want_partial(utterance)
+        if self._newest is not None and self._newest.outcome is None:
+            self._engine.feed(self._newest, pcm)
 
     def finish(self, utterance: int) -> None:
         """The Final is wanted now."""
         found = self._utterances.get(utterance)
         if found is None or found.finished_at is not None:
             return
-        found.finished_at = asyncio.get_running_loop().time()
         if found is self._newest:
             self._newest = None
-        self._engine.want_final(found)
+        self._engine.finish(found)
 
     def discard(self, utterance: int) -> None:
         """Nothing more is delivered of the utterance."""
         self._results.discard(utterance)
         found = self._utterances.pop(utterance, None)
-        if found is not None:
-            found.discarded = True
-            if found is self._newest:
-                self._newest = None
+        if found is None:
+            return
+        if found is self._newest:
+            self._newest = None
+        self._engine.discard(found)
+        self.deliver()
 
-    async def results(self) -> AsyncIterator[Partial | Final | SttFailed]:
+    def configure(self, options: SttOptions) -> None:
+        """Use other options from the next utterance on."""
+        self._options = options
+
+    async def results(self) -> AsyncIterator[SttResult]:
         """Results in order of utterances, until the session is closed."""
         async for result in self._results:
             yield result
@@ -325,38 +519,20 @@ class WhisperSession:
         self._results.close()
         self._engine.forget(self)
 
-    def transcribed(self, utterance: _Utterance, text: str, *, final: bool) -> None:
-        """From the engine: text of the utterance, unless it is discarded or finished since."""
-        if utterance.discarded:
-            return
-        if final:
-            del self._utterances[utterance.number]
-            seconds = utterance.samples / LISTEN_RATE_HZ
-            self._results.put(Final(utterance.number, text, seconds))
-        elif text and text != utterance.heard and utterance.finished_at is None:
-            utterance.heard = text
-            self._results.put(Partial(utterance.number, text))
+    def deliver(self) -> None:
+        """From the engine: an utterance has something new. Hand out what is in its turn.
 
-    def failed(self, utterance: _Utterance, error: EngineError) -> None:
-        """From the engine: the Final cannot be made."""
-        if not utterance.discarded:
-            del self._utterances[utterance.number]
-            self._results.put(SttFailed(utterance.number, error))
-
-
-def weights_of(model: str) -> Weights:
-    """The hub repository behind a model name. Raises EngineUnavailable for an unknown name."""
-    if "/" in model:
-        return Weights(model, _PATTERNS, REQUIRED_FILES)
-    from faster_whisper.utils import _MODELS  # the table has no public accessor with repositories
-
-    repository = _MODELS.get(model)
-    if repository is None:
-        raise EngineUnavailable(
-            f"there is no Whisper model {model!r}; known are {', '.join(sorted(_MODELS))}, a "
-            "hub repository owner/name, or a local directory"
-        )
-    return Weights(repository, _PATTERNS, REQUIRED_FILES)
+        A later utterance may be done first, since the finals of one caller run side by side.
+        """
+        for utterance in list(self._utterances.values()):
+            if utterance.outcome is not None:
+                del self._utterances[utterance.number]
+                self._results.put(utterance.outcome)
+            elif utterance.finished_at is not None:
+                return
+            elif utterance.partial is not None:
+                self._results.put(utterance.partial)
+                utterance.partial = None
 
 
 def slots_for(utterance_seconds: float) -> int:
@@ -365,49 +541,13 @@ def slots_for(utterance_seconds: float) -> int:
     return max(1, min(_MOST_SLOTS, fit))
 
 
-_WHAT_TO_DO = (
-    "Let the server reach the Hugging Face hub once, or set stt.model (VOICE_RTC_STT__MODEL) to a "
-    "directory with a faster-whisper model (model.bin, config.json, tokenizer.json)"
-)
+def _error(code: str, message: str) -> EngineError:
+    return _ERRORS.get(code, EngineError)(message)
 
 
-def load(folder: str, settings: WhisperSettings) -> tuple[WhisperModel, float]:
-    """The model, warmed up, and the seconds that a short utterance takes; blocking.
-
-    With ``device`` auto a GPU that cannot be used (old driver, missing libraries) means the CPU.
-    """
-    device = settings.device
-    if device == "auto":
-        device = _best_device()
-    try:
-        return _load_on(device, folder, settings)
-    except (RuntimeError, ValueError) as error:
-        if settings.device != "auto" or device == "cpu":
-            raise
-        _log.warning("stt_gpu_unusable", error=str(error))
-        return _load_on("cpu", folder, settings)
-
-
-def _load_on(device: str, folder: str, settings: WhisperSettings) -> tuple[WhisperModel, float]:
-    model = WhisperModel(folder, settings, device)
-    return model, model.warm_up()
-
-
-def _best_device() -> str:
-    import ctranslate2
-
-    return "cuda" if ctranslate2.get_cuda_device_count() > 0 else "cpu"
-
-
-def _load_error(model: str, error: Exception) -> EngineError:
-    if "out of memory" in str(error).lower():
-        return OutOfGpuMemory(f"Whisper {model} does not fit into GPU memory: {error}")
-    return EngineUnavailable(f"Whisper {model} cannot be loaded: {error}")
-
-
-def _transcribe_error(error: BaseException) -> EngineError:
-    if isinstance(error, EngineError):
-        return error
-    if "out of memory" in str(error).lower():
-        return OutOfGpuMemory(f"Whisper ran out of GPU memory: {error}")
-    return EngineCrashed(f"Whisper failed: {error}")
+def _speech() -> bytes:
+    """A sentence that ships with the server; of noise the decoder would make nothing."""
+    with resources.files("voice_rtc").joinpath("assets/probe.wav").open("rb") as file:
+        with wave.open(file) as clip:
+            frames: bytes = clip.readframes(clip.getnframes())
+    return frames

@@ -1,0 +1,224 @@
+"""The slots, the waiting line and the replicas of one mode."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass, field
+
+import structlog
+
+from voice_rtc.core.leases import (
+    Forgotten,
+    Granted,
+    LeaseBook,
+    LeaseEvent,
+    LineRules,
+    Moved,
+    Revoked,
+    TimedOut,
+)
+from voice_rtc.engines.base import SttMode
+from voice_rtc.errors import CallReplaced, QueueTimeout
+from voice_rtc.metrics import Metrics
+from voice_rtc.pool.lease import Lease, LeaseRequest, Place
+from voice_rtc.pool.replica import Replica
+
+_log = structlog.get_logger("voice_rtc.pool")
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A call that asked for a slot and has not got it yet."""
+
+    request: LeaseRequest
+    granted: asyncio.Future[Granted]
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(12))
+    keeps_place: bool = False
+    """Its connection is lost; when it ends its place is kept."""
+
+
+class Group:
+    """Decisions are the `LeaseBook`'s; here they are carried out."""
+
+    def __init__(self, mode: SttMode, rules: LineRules, metrics: Metrics) -> None:
+        self.mode: SttMode = mode
+        self.book = LeaseBook(rules)
+        self.replicas: list[Replica] = []
+        self.waiters: dict[str, Waiter] = {}
+        self.leases: dict[str, Lease] = {}
+        self._metrics = metrics
+        self._tokens: dict[str, str] = {}
+        """Resume token -> call id that has the place, its caller there or not."""
+        self._token_of: dict[str, str] = {}
+        self._slots: set[int] = set()
+        self._last_slot = 0
+        self._wanted = 0
+        self._held = False
+
+    # -------------------------------------------------------------------- slots
+
+    @property
+    def slots(self) -> int:
+        """Slots in service."""
+        return len(self._slots)
+
+    def resize(self, count: int, now: float) -> None:
+        """Have ``count`` slots; those that are held go when they are given back."""
+        self._wanted = count
+        self._fit(now)
+
+    def hold(self, held: bool, now: float) -> None:
+        """Grant nothing to those who wait, free slot or not, until it is lifted."""
+        if held != self._held:
+            self._held = held
+            self._fit(now)
+
+    def _fit(self, now: float) -> None:
+        count = len(self.leases) if self._held else self._wanted
+        while len(self._slots) < count:
+            self._new_slot(now)
+        occupied = {lease.slot for lease in self.leases.values()}
+        removable = sorted(self._slots, key=lambda slot: (slot in occupied, -slot))
+        for slot in removable[: max(0, len(self._slots) - count)]:
+            self._retire(slot)
+
+    def _retire(self, slot: int) -> None:
+        self.book.retire_slot(slot)
+        self._slots.discard(slot)
+
+    def add_slot(self, now: float) -> None:
+        """One more slot; goes to the first who waits."""
+        self.resize(self._wanted + 1, now)
+
+    def remove_slot(self, now: float) -> None:
+        """One slot less."""
+        self.resize(max(0, self._wanted - 1), now)
+
+    def _new_slot(self, now: float) -> None:
+        self._last_slot += 1
+        self._slots.add(self._last_slot)
+        self.apply(self.book.add_slot(self._last_slot, now), now)
+
+    def give_back(self, lease: Lease, now: float) -> None:
+        """The lease is over: its slot goes to the next, unless slots are to be fewer."""
+        del self.leases[lease.call_id]
+        if self._held and lease.slot in self._slots:
+            self._retire(lease.slot)
+        self.apply(self.book.release(lease.call_id, now), now)
+
+    # ---------------------------------------------------------------------- line
+
+    def enter(self, request: LeaseRequest, now: float) -> Waiter:
+        """Ask for a slot. Raises QueueFull."""
+        waiter = Waiter(request, asyncio.get_running_loop().create_future())
+        before = self._tokens.get(request.resume) if request.resume else None
+        if before is not None and self.book.position(before) is not None:
+            events = self._take_over(before, waiter, now)
+        else:
+            events = self.book.request(request.call_id, now, request.head_start_seconds)
+        self.waiters[request.call_id] = waiter
+        self._tokens[waiter.token] = request.call_id
+        self._token_of[request.call_id] = waiter.token
+        self.apply(events, now)
+        self.tell_place(waiter, now)
+        return waiter
+
+    def _take_over(self, before: str, waiter: Waiter, now: float) -> list[LeaseEvent]:
+        """The same caller on a new connection: its old call ends, its place stays."""
+        events: list[LeaseEvent] = []
+        self._forget_token(before)
+        old = self.waiters.pop(before, None)
+        if old is not None:
+            events += self.book.step_out(before, now)
+            if not old.granted.done():
+                old.granted.set_exception(CallReplaced())
+        return events + self.book.step_in(before, waiter.request.call_id, now)
+
+    def leave(self, waiter: Waiter, now: float) -> None:
+        """The caller waits no more, or holds no more. Idempotent."""
+        call_id = waiter.request.call_id
+        if self.waiters.get(call_id) is waiter:
+            del self.waiters[call_id]
+            if waiter.keeps_place and call_id not in self.leases:
+                if self.book.position(call_id) is not None:
+                    self.apply(self.book.step_out(call_id, now), now)
+                    return
+        self._forget_token(call_id)
+        self.apply(self.book.release(call_id, now), now)
+
+    def expire(self, now: float) -> None:
+        """Carry out what is due."""
+        self.apply(self.book.expire(now), now)
+
+    def knows(self, token: str) -> bool:
+        """Does somebody wait whose place this token gives back?"""
+        call_id = self._tokens.get(token)
+        return call_id is not None and self.book.position(call_id) is not None
+
+    def tell_places(self, now: float) -> None:
+        """Tell everybody who waits where they stand."""
+        for waiter in list(self.waiters.values()):
+            self.tell_place(waiter, now)
+
+    def tell_place(self, waiter: Waiter, now: float) -> None:
+        """Tell one caller, if it still waits."""
+        place = self.place_of(waiter, now)
+        if place is not None and waiter.request.on_place is not None:
+            waiter.request.on_place(place)
+
+    def place_of(self, waiter: Waiter, now: float) -> Place | None:
+        """Where the caller stands; None when it waits no more."""
+        position = self.book.position(waiter.request.call_id)
+        if position is None or waiter.granted.done():
+            return None
+        eta = self.book.eta_seconds(position, now)
+        return Place(position, self.book.waiting, eta, waiter.token)
+
+    # -------------------------------------------------------------------- events
+
+    def apply(self, events: list[LeaseEvent], now: float) -> None:
+        """Carry out what the book decided."""
+        for event in events:
+            match event:
+                case Granted():
+                    self._grant(event, now)
+                case Moved(call=call):
+                    if (waiter := self.waiters.get(call)) is not None:
+                        self.tell_place(waiter, now)
+                case TimedOut(call=call, waited_seconds=waited):
+                    self._time_out(call, waited)
+                case Revoked(call=call, reason=reason):
+                    self._revoke(call, reason)
+                case Forgotten(call=call):
+                    self._forget_token(call)
+
+    def _grant(self, granted: Granted, now: float) -> None:
+        waiter = self.waiters.get(granted.call)
+        if waiter is None or waiter.granted.done():
+            # Its task was cancelled a moment ago: the slot goes to the next.
+            self.apply(self.book.release(granted.call, now), now)
+            return
+        self._forget_token(granted.call)
+        self._metrics.leases_total.labels("granted").inc()
+        self._metrics.lease_wait_seconds.labels(self.mode).observe(granted.waited_seconds)
+        waiter.granted.set_result(granted)
+
+    def _time_out(self, call_id: str, waited: float) -> None:
+        self._metrics.leases_total.labels("timed_out").inc()
+        self._forget_token(call_id)
+        waiter = self.waiters.get(call_id)
+        if waiter is not None and not waiter.granted.done():
+            waiter.granted.set_exception(QueueTimeout(f"no slot became free in {waited:.0f} s"))
+
+    def _revoke(self, call_id: str, reason: str) -> None:
+        lease = self.leases.get(call_id)
+        _log.warning("lease_revoked", call=call_id, reason=reason)
+        self._metrics.leases_total.labels("revoked").inc()
+        if lease is not None and lease.on_revoked is not None:
+            lease.on_revoked(reason)
+
+    def _forget_token(self, call_id: str) -> None:
+        token = self._token_of.pop(call_id, None)
+        if token is not None:
+            self._tokens.pop(token, None)

@@ -1,0 +1,680 @@
+"""Watches over the replicas: loads, probes and replaces them, and binds leases to them.
+
+A replica that died or hangs is replaced under its running calls: a spare (or a new one) takes over
+its leases, and each call's session sends it the audio of what was not transcribed yet. What is
+sick is decided by `core.health`, here it is observed and carried out. Answers the original plan's
+ThreadManager for engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import structlog
+
+from voice_rtc.core.health import Observation, Ready, Replace, ReplicaHealth, Suspect
+from voice_rtc.engines.base import (
+    EngineSet,
+    ReplicaSpec,
+    SttMode,
+    SttQuality,
+    SttTiming,
+    SupportsHealth,
+    SupportsQuality,
+    SupportsTiming,
+)
+from voice_rtc.errors import (
+    EngineCrashed,
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    StateError,
+)
+from voice_rtc.pool.governor import Governor
+from voice_rtc.pool.gpu import GpuSource
+from voice_rtc.pool.group import Group
+from voice_rtc.pool.lease import Lease
+from voice_rtc.pool.probing import ProbeFailed, transcribe_probe
+from voice_rtc.pool.replica import Replica, Role, State
+
+if TYPE_CHECKING:
+    from voice_rtc.pool.pool import SttPool
+
+_log = structlog.get_logger("voice_rtc.pool")
+
+_EVENTS_KEPT = 50
+_FIRST_RETRY_SECONDS = 0.1
+_LONGEST_RETRY_SECONDS = 2.0
+_CLOSING_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that an operator wants to know of."""
+
+    at: float
+    """Loop time."""
+    text: str
+
+
+class Supervisor:
+    """One per pool. Its loop is a root: whatever breaks in it is logged, and it goes on."""
+
+    def __init__(self, pool: SttPool, engines: EngineSet, gpus: GpuSource) -> None:
+        self._pool = pool
+        self._settings = pool.settings.pool
+        self._metrics = pool.metrics
+        self._first = engines.stt
+        self._factory = engines.stt_factory
+        self._tasks: asyncio.TaskGroup | None = None
+        self._own: set[asyncio.Task[None]] = set()
+        self._all: list[Replica] = []
+        self._numbers = itertools.count(1)
+        self._unbound: dict[str, Lease] = {}
+        self._retry: dict[str, tuple[int, float]] = {}
+        """Call id -> attempts to bind it since it last worked, loop time of the next."""
+        self._binding: set[str] = set()
+        self._isolated: dict[str, Replica] = {}
+        self._replacing: set[str] = set()
+        self._opening: set[SttMode] = set()
+        self._wake = asyncio.Event()
+        self._quality = SttQuality()
+        self._stopping = False
+        self.happenings: deque[Happening] = deque(maxlen=_EVENTS_KEPT)
+        self.loop_lag_seconds = 0.0
+        self.on_step: Callable[[int, str, str], None] = lambda _step, _name, _text: None
+        """Told of each change of the degradation ladder."""
+        self.governor = Governor(pool, self, gpus)
+
+    # --------------------------------------------------------------------- life
+
+    @property
+    def can_replace(self) -> bool:
+        """Can more engines of the kind be loaded?"""
+        return self._factory is not None
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Take the first replica into service, size the pool, and begin to watch."""
+        self._tasks = tasks
+        mode = self._pool.mode
+        group = self._pool.group
+        first = self._new_replica(mode, "serving", 0, self._first)
+        self._enter_service(first)
+        await self.governor.size_group(group, first)
+        if self.can_replace:
+            await self._probe(first)
+        for device in self.governor.further_devices(first):
+            await self._start_or_note(mode, "serving", device)
+        self._spawn(self._watch(), "pool-supervisor")
+        self._spawn(self._fill_spares(), "pool-spares")
+        self.publish()
+
+    async def stop(self) -> None:
+        """End the watch and close every engine but the first, which is not ours."""
+        self._stopping = True
+        for task in list(self._own):
+            task.cancel()
+        if self._own:
+            await asyncio.wait(self._own, timeout=_CLOSING_SECONDS)
+        for replica in self._all:
+            if replica.engine is not self._first:
+                await replica.engine.aclose()
+        self._all.clear()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        if self._tasks is None or self._stopping:
+            work.close()
+            return
+        task = self._tasks.create_task(self._guarded(work), name=name)
+        self._own.add(task)
+        task.add_done_callback(self._own.discard)
+        task.add_done_callback(lambda _: work.close())  # it may have been ended before it began
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:  # noqa: BLE001 - a root: what breaks here must not end every call
+            _log.exception("pool_supervisor_failed")
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        beat = self._settings.heartbeat_seconds
+        while True:
+            due = loop.time() + beat
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._wake.wait()
+            woken = self._wake.is_set()
+            self._wake.clear()
+            now = loop.time()
+            lag = 0.0 if woken else max(0.0, now - due)
+            if not woken:
+                self.loop_lag_seconds = lag
+                self._metrics.loop_lag_seconds.observe(lag)
+            try:
+                self._tick(now, lag)
+            except Exception:  # noqa: BLE001 - a root: without this loop no engine is replaced
+                _log.exception("pool_supervisor_failed")
+
+    def _tick(self, now: float, lag: float) -> None:
+        for replica in list(self._all):
+            self._check(replica, now, lag)
+        self._rebind(now)
+        for group in self._pool.groups.values():
+            group.expire(now)
+        self.governor.tick(now)
+        for replica in self._all:
+            if self._probe_is_due(replica, now):
+                replica.probing = True
+                self._spawn(self._probe(replica), f"probe-{replica.name}")
+
+    # ----------------------------------------------------------------- replicas
+
+    def replicas(self) -> tuple[Replica, ...]:
+        """All of them, oldest first."""
+        return tuple(self._all)
+
+    def _new_replica(self, mode: SttMode, role: Role, device: int, engine: Any) -> Replica:
+        name = f"{mode}-{next(self._numbers)}"
+        now = asyncio.get_running_loop().time()
+        health = ReplicaHealth(self.governor.health_rules())
+        replica = Replica(name, mode, role, device, engine, health, now)
+        self._all.append(replica)
+        return replica
+
+    def _enter_service(self, replica: Replica) -> None:
+        engine = replica.engine
+        if isinstance(engine, SupportsQuality):
+            engine.set_quality(self._quality)
+        if isinstance(engine, SupportsTiming):
+            engine.on_timing = lambda timing: self._timed(replica.mode, timing)
+        replica.state = State.READY
+        replica.idle_since = asyncio.get_running_loop().time()
+        self._wake.set()
+
+    async def start_replica(self, mode: SttMode, role: Role, device: int) -> Replica:
+        """Load one more engine. Raises EngineError."""
+        if self._factory is None:
+            raise EngineUnavailable("this engine cannot be loaded a second time")
+        engine = self._factory(ReplicaSpec(mode, device))
+        replica = self._new_replica(mode, role, device, engine)
+        deadline = self._pool.settings.stt.load_deadline_seconds
+        try:
+            async with asyncio.timeout(deadline):
+                await engine.start()
+        except TimeoutError:
+            await self._drop(replica)
+            raise EngineTimeout(f"{replica.name} did not load within {deadline:g} s") from None
+        except BaseException:
+            await self._drop(replica)
+            raise
+        self._enter_service(replica)
+        return replica
+
+    async def _start_or_note(self, mode: SttMode, role: Role, device: int) -> Replica | None:
+        try:
+            return await self.start_replica(mode, role, device)
+        except EngineError as error:
+            self.note(f"a {role} replica could not be loaded: {error}")
+            _log.error("replica_start_failed", mode=mode, role=role, error=str(error))
+            return None
+
+    async def _drop(self, replica: Replica) -> None:
+        replica.state = State.RETIRED
+        if replica in self._all:
+            self._all.remove(replica)
+        await replica.engine.aclose()
+
+    def retire(self, replica: Replica, why: str) -> None:
+        """It is not needed any more: close it now. It must hold no lease."""
+        replica.state = State.RETIRED
+        self.note(f"replica {replica.name} unloaded: {why}")
+        self._spawn(self._drop(replica), f"close-{replica.name}")
+
+    def serving(self, mode: SttMode) -> list[Replica]:
+        """Replicas of a mode that carry leases, or are about to."""
+        return [
+            r
+            for r in self._all
+            if r.mode == mode
+            and r.role == "serving"
+            and r.state in (State.STARTING, State.READY, State.SUSPECT)
+        ]
+
+    def healthy(self) -> int:
+        """Replicas that work."""
+        return sum(r.state is State.READY and r.role == "serving" for r in self._all)
+
+    def set_quality(self, quality: SttQuality) -> None:
+        """For all engines, and those to come."""
+        self._quality = quality
+        for replica in self._all:
+            if isinstance(replica.engine, SupportsQuality) and replica.usable:
+                replica.engine.set_quality(quality)
+
+    async def _fill_spares(self) -> None:
+        """Keep loaded engines in reserve, where one that dies does not come back by itself."""
+        serving = self.serving(self._pool.mode)
+        if not serving or serving[0].heals_itself or not self.can_replace:
+            return
+        while not self._stopping and self.governor.may_load:
+            spares = [r for r in self._all if r.role == "spare"]
+            if len(spares) >= self._settings.spares:
+                return
+            if await self._start_or_note(self._pool.mode, "spare", 0) is None:
+                return
+
+    def drop_spares(self, why: str) -> None:
+        """Memory is short."""
+        for replica in list(self._all):
+            if replica.role == "spare" and replica.state is State.READY:
+                self.retire(replica, why)
+
+    def refill_spares(self) -> None:
+        """Memory is there again."""
+        self._spawn(self._fill_spares(), "pool-spares")
+
+    # ------------------------------------------------------------------- health
+
+    def _check(self, replica: Replica, now: float, lag: float) -> None:
+        if replica.state not in (State.READY, State.SUSPECT) or replica.name in self._replacing:
+            return
+        health = replica.engine_health()
+        if replica.heals_itself:
+            return
+        failure = health.failure
+        seen = Observation(
+            silent_seconds=health.silent_seconds,
+            busy_seconds=health.busy_seconds,
+            process_states=_process_states(health.pids),
+            failure=None if failure is None else failure.code,
+            failure_text="" if failure is None else str(failure),
+            worst_batch_seconds=self.governor.worst_batch_seconds,
+            lateness_seconds=lag,
+        )
+        match replica.health.observe(now, seen):
+            case Ready():
+                replica.state, replica.reason = State.READY, ""
+            case Suspect(reason=reason):
+                if replica.state is not State.SUSPECT:
+                    self.note(f"replica {replica.name} is suspect: {reason}")
+                replica.state, replica.reason = State.SUSPECT, reason
+            case Replace(reason=reason, quarantine=quarantine):
+                self.order_replacement(replica, reason, quarantine=quarantine)
+
+    def trouble(self, lease: Lease, error: EngineError, owner: object) -> None:
+        """An engine failed an utterance of the lease, or is gone; ``owner`` is its replica."""
+        group = self._pool.groups[lease.mode]
+        if group.leases.get(lease.call_id) is not lease or not self.can_replace:
+            return
+        now = asyncio.get_running_loop().time()
+        self._metrics.engine_failures_total.labels("stt", error.code).inc()
+        if isinstance(owner, Replica):
+            owner.failures += 1
+            if not owner.heals_itself:
+                owner.health.failed(now, error.code, str(error))
+        if self._holder(lease) in (owner, None):  # else another has taken over already
+            self._await_binding(lease, now)
+
+    def order_replacement(self, replica: Replica, reason: str, *, quarantine: bool) -> None:
+        """Have another engine take over, as soon as there is one."""
+        if replica.name in self._replacing or not self.can_replace:
+            return
+        self._replacing.add(replica.name)
+        replica.state, replica.reason = State.QUARANTINED, reason
+        self._metrics.engine_restarts_total.labels(_slug(reason)).inc()
+        _log.warning("replica_replaced", replica=replica.name, reason=reason, final=quarantine)
+        self.note(f"replica {replica.name} {'quarantined' if quarantine else 'replaced'}: {reason}")
+        now = asyncio.get_running_loop().time()
+        if reason != "operator":
+            self.governor.replica_lost(now)
+        for lease in list(replica.leases.values()):
+            replica.unbind(lease.call_id, now)
+            self._await_binding(lease, now)
+        heir = self._promote_spare(replica)
+        self._rebind(now)
+        self._spawn(self._succeed(replica, heir, reason), f"replace-{replica.name}")
+
+    def _promote_spare(self, replica: Replica) -> Replica | None:
+        for spare in self._all:
+            if spare.role == "spare" and spare.state is State.READY and spare.mode == replica.mode:
+                spare.role = replica.role
+                self._replace_in_isolation(replica, spare)
+                self.note(f"spare {spare.name} takes over from {replica.name}")
+                return spare
+        return None
+
+    def _replace_in_isolation(self, old: Replica, new: Replica) -> None:
+        for call_id, replica in list(self._isolated.items()):
+            if replica is old:
+                self._isolated[call_id] = new
+
+    async def _succeed(self, replica: Replica, heir: Replica | None, reason: str) -> None:
+        error = EngineCrashed(f"{replica.name} was replaced: {reason}")
+        if isinstance(replica.engine, SupportsHealth):
+            replica.engine.abort(error)
+        await self._drop(replica)
+        while heir is None and not self._stopping and self._is_needed(replica):
+            wait = self.governor.restarts.died(asyncio.get_running_loop().time())
+            if wait:
+                self.note(f"the successor of {replica.name} is loaded in {wait:g} s")
+                await asyncio.sleep(wait)
+            heir = await self._start_or_note(replica.mode, replica.role, replica.device)
+            if heir is not None:
+                self._replace_in_isolation(replica, heir)
+        self._replacing.discard(replica.name)
+        self._wake.set()
+        await self._fill_spares()
+
+    def _is_needed(self, replica: Replica) -> bool:
+        if replica.role == "spare":
+            return False  # `_fill_spares` sees to that
+        if replica.role == "isolated":
+            return replica in self._isolated.values()
+        return True
+
+    # ------------------------------------------------------------------ binding
+
+    async def bind(self, lease: Lease, group: Group) -> None:
+        """Give a new lease an engine. Without one now it gets the next that is well.
+
+        Raises EngineError only where there will never be another engine.
+        """
+        replica = self._choose(lease)
+        if replica is None:
+            self._await_binding(lease, asyncio.get_running_loop().time())
+            return
+        try:
+            await self._attach(lease, replica, "bound")
+        except EngineError as error:
+            if not self.can_replace:
+                raise
+            self.trouble(lease, error, replica)
+
+    async def _attach(self, lease: Lease, replica: Replica, why: str) -> None:
+        replica.bind(lease)
+        try:
+            opened = await replica.engine.open(lease.session.options)
+            attached = await lease.session.attach(opened, why, replica)
+        except BaseException:
+            replica.unbind(lease.call_id, asyncio.get_running_loop().time())
+            raise
+        if not attached or replica.leases.get(lease.call_id) is not lease:
+            replica.unbind(lease.call_id, asyncio.get_running_loop().time())
+
+    def unbind(self, lease: Lease) -> None:
+        """The lease is over."""
+        now = asyncio.get_running_loop().time()
+        call_id = lease.call_id
+        self._unbound.pop(call_id, None)
+        self._retry.pop(call_id, None)
+        for replica in self._all:
+            replica.unbind(call_id, now)
+        isolated = self._isolated.pop(call_id, None)
+        if isolated is not None and isolated.state in (State.READY, State.SUSPECT):
+            self.retire(isolated, "its call is over")
+
+    def _await_binding(self, lease: Lease, now: float) -> None:
+        if lease.call_id in self._unbound:
+            return
+        tries, _ = self._retry.get(lease.call_id, (0, 0.0))
+        wait = 0.0 if tries == 0 else _FIRST_RETRY_SECONDS * 2 ** (tries - 1)
+        self._retry[lease.call_id] = (tries + 1, now + min(wait, _LONGEST_RETRY_SECONDS))
+        self._unbound[lease.call_id] = lease
+        self._wake.set()
+
+    def _rebind(self, now: float) -> None:
+        for call_id, lease in list(self._unbound.items()):
+            if call_id in self._binding or self._retry[call_id][1] > now:
+                continue
+            replica = self._choose(lease)
+            if replica is None:
+                continue
+            del self._unbound[call_id]
+            old = self._holder(lease)
+            if old is not None:
+                old.unbind(call_id, now)
+            replica.bind(lease)  # at once, so that the next one sees it taken
+            self._binding.add(call_id)
+            self._spawn(self._bind_again(lease, replica), f"bind-{call_id}")
+
+    async def _bind_again(self, lease: Lease, replica: Replica) -> None:
+        try:
+            await self._attach(lease, replica, replica.reason or "engine_failed")
+        except EngineError as error:
+            self.trouble(lease, error, replica)
+        else:
+            if not lease.session.unfinished():
+                self._retry.pop(lease.call_id, None)
+        finally:
+            self._binding.discard(lease.call_id)
+
+    def _choose(self, lease: Lease) -> Replica | None:
+        if (own := self._isolated.get(lease.call_id)) is not None:
+            return own if own.usable else None
+        alone = lease.mode == "dedicated"
+        fitting = [
+            replica
+            for replica in self._all
+            if replica.mode == lease.mode
+            and replica.role == "serving"
+            and replica.state in (State.READY, State.SUSPECT)
+            and not (alone and replica.leases.keys() - {lease.call_id})
+        ]
+        return min(fitting, key=lambda r: (r.state is not State.READY, len(r.leases)), default=None)
+
+    def _holder(self, lease: Lease) -> Replica | None:
+        for replica in self._all:
+            if replica.leases.get(lease.call_id) is lease:
+                return replica
+        return None
+
+    # ------------------------------------------------------------ growth, modes
+
+    def growth(self, group: Group) -> int:
+        """Slots that could still be made on demand."""
+        if group.mode != "dedicated" or not self.can_replace or not self.governor.may_load:
+            return 0
+        return max(0, self.governor.target(group) - len(self.serving(group.mode)))
+
+    def wanted(self, group: Group) -> None:
+        """Somebody asked the group for a slot: load an engine for it where that is the way."""
+        if not self.serving(group.mode):
+            if self.can_replace and group.mode not in self._opening and not group.slots:
+                self._opening.add(group.mode)
+                self._spawn(self._open_group_in_background(group), f"open-{group.mode}")
+            return
+        loading = sum(r.state is State.STARTING for r in self.serving(group.mode))
+        if group.book.waiting > loading and self.growth(group) > 0:
+            self._spawn(self._grow(group), f"grow-{group.mode}")
+
+    async def _grow(self, group: Group) -> None:
+        replica = await self._start_or_note(group.mode, "serving", self.governor.next_device(group))
+        if replica is not None:
+            group.add_slot(asyncio.get_running_loop().time())
+            self.publish()
+
+    async def _open_group_in_background(self, group: Group) -> None:
+        try:
+            await self._open_group(group)
+        except EngineError as error:
+            self.note(f"mode {group.mode} could not be opened: {error}")
+            _log.error("pool_mode_failed", mode=group.mode, error=str(error))
+
+    async def _open_group(self, group: Group) -> None:
+        self._opening.add(group.mode)
+        try:
+            if not self.serving(group.mode):
+                first = await self.start_replica(group.mode, "serving", 0)
+                await self.governor.size_group(group, first)
+                self.publish()
+        finally:
+            self._opening.discard(group.mode)
+
+    async def switch_mode(self, mode: SttMode) -> str:
+        """New calls get ``mode``. Raises EngineError or StateError."""
+        if mode == self._pool.mode:
+            return f"The mode is {mode} already."
+        if not self.can_replace:
+            raise StateError("this engine cannot be loaded a second time")
+        old = self._pool.mode
+        await self._open_group(self._pool.group_of(mode))
+        self._pool.mode = mode
+        self.drop_spares("the mode changed")
+        self.refill_spares()
+        self.note(f"mode {old} -> {mode}")
+        return f"New calls get mode {mode}; running calls keep {old}."
+
+    async def isolate(self, lease: Lease) -> str:
+        """Give one call a replica of its own. Raises StateError."""
+        if not self.can_replace:
+            raise StateError("this engine cannot be loaded a second time")
+        if lease.call_id in self._isolated:
+            raise StateError("the call has a replica of its own already")
+        if len(self._isolated) >= self._settings.isolated_calls:
+            raise StateError("pool.isolated_calls calls have a replica of their own already")
+        try:
+            replica = await self.start_replica("dedicated", "isolated", 0)
+        except EngineError as error:
+            raise StateError(f"no replica could be loaded: {error}") from error
+        now = asyncio.get_running_loop().time()
+        if self._pool.groups[lease.mode].leases.get(lease.call_id) is not lease:
+            self.retire(replica, "its call is over")
+            raise StateError("the call ended meanwhile")
+        self._isolated[lease.call_id] = replica
+        if (old := self._holder(lease)) is not None:
+            old.unbind(lease.call_id, now)
+        await self._attach(lease, replica, "isolated")
+        self.note(f"a call was given the replica {replica.name} of its own")
+        return f"The call has the replica {replica.name} of its own."
+
+    def fall_back(self, mode: SttMode, reason: str) -> None:
+        """Change the mode without being asked; see `Governor`."""
+        self._spawn(self._fall_back(mode, reason), "pool-fallback")
+
+    async def _fall_back(self, mode: SttMode, reason: str) -> None:
+        try:
+            await self.switch_mode(mode)
+        except (EngineError, StateError) as error:
+            self.note(f"mode {mode} could not be taken: {error}")
+            _log.error("pool_fallback_failed", mode=mode, reason=reason, error=str(error))
+
+    def resize(self, slots: int) -> str:
+        """A fixed number of slots, or 0 for the automatic one."""
+        target = self.governor.fix_slots(slots)
+        self.note(f"slots set to {target}" + ("" if slots else " (automatic)"))
+        self.publish()
+        return f"The pool has {target} slots now."
+
+    async def remeasure(self) -> str:
+        """Measure anew what the engine carries."""
+        serving = self.serving(self._pool.mode)
+        if not serving:
+            raise StateError("no replica serves now")
+        sizing = await self.governor.size_group(self._pool.group, serving[0], fresh=True)
+        return sizing.explanation
+
+    # ------------------------------------------------------------------- probes
+
+    def _probe_is_due(self, replica: Replica, now: float) -> bool:
+        if replica.probing or not self.can_replace or replica.role == "isolated":
+            return False
+        if replica.state not in (State.READY, State.SUSPECT):
+            return False
+        last = replica.probed_at if replica.probed_at is not None else replica.born
+        return now - last >= self._settings.probe_interval_seconds
+
+    async def _probe(self, replica: Replica) -> None:
+        loop = asyncio.get_running_loop()
+        replica.probing = True
+        try:
+            probe = await transcribe_probe(replica.engine, self.governor.probe_deadline_seconds)
+        except ProbeFailed as error:
+            self._metrics.probes_total.labels("failed").inc()
+            if not replica.heals_itself:
+                replica.health.failed(loop.time(), error.code, str(error))
+                self._wake.set()
+            return
+        finally:
+            replica.probing = False
+            replica.probed_at = loop.time()
+        replica.probe_seconds = probe.seconds
+        reference = self.governor.reference(replica, probe.text)
+        outcome = replica.health.probed(loop.time(), probe.seconds, probe.text, reference)
+        self._metrics.probes_total.labels(outcome).inc()
+        self._metrics.probe_seconds.set(
+            max((r.probe_seconds or 0.0 for r in self._all if r.role == "serving"), default=0.0)
+        )
+        self._wake.set()
+
+    # ------------------------------------------------------------------ figures
+
+    def final_came(self, lease: Lease, seconds: float) -> None:
+        """A call got its Final so long after its utterance ended."""
+        self._retry.pop(lease.call_id, None)  # what went wrong before is over
+        self._metrics.stt_final_seconds.labels(lease.mode).observe(seconds)
+        self.governor.final_took(asyncio.get_running_loop().time(), seconds)
+
+    def _timed(self, mode: SttMode, timing: SttTiming) -> None:
+        self._metrics.engine_queue_seconds.labels("stt").observe(timing.queue_seconds)
+        self._metrics.stt_batch_size.observe(timing.batch)
+        if not timing.final:
+            self._metrics.stt_partial_seconds.labels(mode).observe(timing.total_seconds)
+            now = asyncio.get_running_loop().time()
+            self.governor.partial_took(now, timing.total_seconds)
+
+    def note(self, text: str) -> None:
+        """Remember for the page what happened."""
+        self.happenings.appendleft(Happening(asyncio.get_running_loop().time(), text))
+
+    def publish(self) -> None:
+        """Set the gauges."""
+        self.governor.publish()
+
+    # What the pool asks when it admits calls.
+
+    @property
+    def refuses(self) -> bool:
+        """Is the ladder at its last step?"""
+        return self.governor.refuses
+
+    @property
+    def refusal(self) -> str:
+        """Why no call is taken."""
+        return self.governor.refusal
+
+    @property
+    def fallback(self) -> str | None:
+        """Why the pool is not in the mode that the settings ask for."""
+        return self.governor.fallback
+
+
+_LETTERS = {
+    psutil.STATUS_STOPPED: "T",
+    psutil.STATUS_TRACING_STOP: "t",
+    psutil.STATUS_ZOMBIE: "Z",
+    psutil.STATUS_DEAD: "X",
+}
+
+
+def _process_states(pids: tuple[int, ...]) -> tuple[str, ...]:
+    """As `core.health.Vitals` wants them; ``S`` for all that live."""
+    states = []
+    for pid in pids:
+        try:
+            states.append(_LETTERS.get(psutil.Process(pid).status(), "S"))
+        except psutil.NoSuchProcess:
+            states.append("X")
+    return tuple(states)
+
+
+def _slug(reason: str) -> str:
+    """A bounded label: the first word of the reason."""
+    return reason.split()[0].strip(":,;").lower()[:24] if reason else "unknown"
