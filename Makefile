@@ -37,7 +37,7 @@ help: ## this list
 run: $(VENV)/.installed ## install what is missing and serve on http://localhost:8080
 	@exec $(BIN)/voice-rtc serve $(ARGS)
 
-test: $(VENV)/.dev browser ## install what is missing and run every test
+test: $(VENV)/.dev browser promtool ## install what is missing and run every test
 	$(BIN)/python -m pytest -q $(ARGS)
 
 test-extras: $(EXTRAS_VENV)/.installed ## run the tests that need PyTorch, Kokoro and RealtimeSTT (2.4 GB)
@@ -90,6 +90,17 @@ $(EXTRAS_VENV)/.installed: pyproject.toml constraints.txt constraints-extras.txt
 		-c constraints.txt -c constraints-extras.txt -e '.[$(TESTED_EXTRAS)]'
 	@$(call without_broken_torchaudio,$(EXTRAS_VENV))
 	@touch $@
+
+# Only the checker of Debian's package: installed, it would start a Prometheus server.
+PROMTOOL := build/promtool/usr/bin/promtool
+.PHONY: promtool
+promtool: ## fetch the checker of docs/monitoring/alerts.yml, 20 MB
+ifeq ($(shell command -v promtool),)
+	@test -x $(PROMTOOL) || { echo "voice_rtc: fetching promtool"; mkdir -p build/promtool && cd build/promtool \
+		&& { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; } \
+		&& dpkg -x prometheus_*.deb . && rm -f prometheus_*.deb; } 2>/dev/null \
+		|| echo "voice_rtc: no promtool: the tests of the alert rules will be SKIPPED" >&2
+endif
 
 .PHONY: browser
 browser:

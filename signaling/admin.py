@@ -12,7 +12,7 @@ import hmac
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import structlog
@@ -189,7 +189,7 @@ class Restart(_Action, tag="restart"):
 class Resize(_Action, tag="resize"):
     """Have so many slots; 0 is automatic."""
 
-    slots: int
+    slots: Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 
 
 class SwitchMode(_Action, tag="mode"):

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from signaling.admin import ADMIN, page_address
 from signaling.app import build_app
 from signaling.server_state import ServerState
 from voice_rtc.call.registry import CallRegistry
@@ -38,6 +39,8 @@ class Server:
     registry: CallRegistry
     state: ServerState
     metrics: Metrics
+    pool_page: str
+    """Address of the pool page, with the admin token where that was made for this start."""
 
 
 def serve(loaded: Loaded) -> None:
@@ -52,6 +55,7 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running_server(settings) as server:
         log.info("listening", url=server.url)
+        log.info("pool_page", address=server.pool_page)
         await _either(server.state.settled.wait(), stop.wait())
         # What was loaded stays: without it a collection takes 10 ms instead of 100.
         gc.collect()
@@ -96,7 +100,8 @@ async def running_server(
             load = _load(settings, loader, registry, state, gpus)
             loading = tasks.create_task(load, name="load-engines")
             try:
-                yield Server(url, settings, registry, state, metrics)
+                page = page_address(url, settings.admin, app[ADMIN].token)
+                yield Server(url, settings, registry, state, metrics, page)
             finally:
                 await registry.drain(0.0)
                 loading.cancel()  # and with it the pool, which calls need to their end

@@ -42,6 +42,15 @@ RULES: dict[str, tuple[str, ...]] = {
     "signaling.main": EVERYTHING,
     "signaling": ("signaling", "web", CORE, MEDIA, BASE, POOL, CALL, *LEAVES),
     "tools.load": ("tools", CORE, ERRORS, "voice_rtc.engines.tts.espeak"),
+    "tools.bench_stt": (
+        "tools",
+        CORE,
+        BASE,
+        POOL,
+        "voice_rtc.engines.stt.whisper",
+        "voice_rtc.engines.tts.espeak",
+        *LEAVES,
+    ),
     "tools": ("tools", CORE, ERRORS, "voice_rtc.engines.fakes"),
     "web": ("web",),
 }

@@ -3,7 +3,7 @@
  */
 
 import { byId, element, mirror, setAttribute, setText } from "/static/pool-dom.js";
-import { known, number, shortId } from "/static/pool-format.js";
+import { number, shortId } from "/static/pool-format.js";
 import { outOfService } from "/static/pool-overview.js";
 
 /** @typedef {{key: string, state: "leased" | "free" | "starting" | "quarantined", text: string}} Cell */
@@ -11,13 +11,13 @@ import { outOfService } from "/static/pool-overview.js";
 /** @param {any} status @returns {Cell[]} */
 export function cells(status) {
   const { total = 0, target = 0 } = status.slots ?? {};
-  const taken = leasesBySlot(status.leases ?? [], total);
+  const taken = leasesByPlace(status.leases ?? [], total);
   const list = /** @type {Cell[]} */ ([]);
-  for (let slot = 0; slot < total; slot += 1) {
-    const lease = taken.get(slot);
-    const key = String(slot);
-    if (lease) list.push({ key, state: "leased", text: `Slot ${slot}: leased to ${shortId(lease.call)}, ${lease.replica ?? "no replica yet"}` });
-    else list.push({ key, state: "free", text: `Slot ${slot}: free` });
+  for (let place = 0; place < total; place += 1) {
+    const lease = taken.get(place);
+    const key = String(place);
+    if (lease) list.push({ key, state: "leased", text: `Slot ${number(lease.slot)}: leased to ${shortId(lease.call)}, ${lease.replica ?? "no replica yet"}` });
+    else list.push({ key, state: "free", text: "Free slot" });
   }
   const add = (/** @type {Cell["state"]} */ state, /** @type {number} */ count, /** @type {string} */ text) => {
     for (let each = 0; each < count; each += 1) list.push({ key: `${state} ${each}`, state, text });
@@ -28,15 +28,19 @@ export function cells(status) {
   return list;
 }
 
-/** Each lease at its slot's number; where numbers are shared by two modes, at the next free one. */
-function leasesBySlot(/** @type {any[]} */ leases, /** @type {number} */ total) {
+/**
+ * Each lease at the place of its slot's number, which counts from 1, so that it stays where it is.
+ * Numbers that are too high (the pool was resized) or taken (by another mode) get the free places.
+ */
+function leasesByPlace(/** @type {any[]} */ leases, /** @type {number} */ total) {
   const taken = new Map();
   const rest = [];
   for (const lease of leases) {
-    if (known(lease.slot) && lease.slot < total && !taken.has(lease.slot)) taken.set(lease.slot, lease);
+    const place = lease.slot - 1;
+    if (place >= 0 && place < total && !taken.has(place)) taken.set(place, lease);
     else rest.push(lease);
   }
-  for (let slot = 0; slot < total && rest.length; slot += 1) if (!taken.has(slot)) taken.set(slot, rest.shift());
+  for (let place = 0; place < total && rest.length; place += 1) if (!taken.has(place)) taken.set(place, rest.shift());
   return taken;
 }
 

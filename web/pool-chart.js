@@ -16,6 +16,7 @@ const LEFT = 46;
 const ALL_LABELS_FROM = 380;
 const RIGHT = 8;
 const PAGE_STEPS = 60;
+const HOUR_SECONDS = 3_600;
 
 /**
  * @typedef {object} Line
@@ -162,7 +163,7 @@ export class Chart {
     if (values.length === 0) return `${line.label}: nothing known.`;
     const { format } = this.#plan;
     const [least, most] = [Math.min(...values), Math.max(...values)];
-    return `${line.label}: now ${format(this.#value(line, null))}, from ${format(least)} to ${format(most)} in the last hour.`;
+    return `${line.label}: now ${format(this.#value(line, null))}, from ${format(least)} to ${format(most)} since ${known(this.#series.at[0]) ? clock(this.#series.at[0]) : UNKNOWN}.`;
   }
 
   /** @param {Line} line @param {number | null} index */
@@ -230,12 +231,13 @@ export class Chart {
       label.textContent = value === 0 ? "0" : tick(value);
       parts.push(label);
     }
-    for (const minutes of this.#width < ALL_LABELS_FROM ? [60, 30, 0] : [60, 45, 30, 15, 0]) {
-      const share = 1 - minutes / 60;
-      const anchor = minutes === 60 ? "start" : minutes === 0 ? "end" : "middle";
+    const span = (this.#group.points * this.#group.stepSeconds) / 60;
+    for (const share of this.#width < ALL_LABELS_FROM ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]) {
+      const minutes = span * (1 - share);
+      const anchor = share === 0 ? "start" : share === 1 ? "end" : "middle";
       const x = LEFT + share * (right - LEFT);
       const label = svg("text", { x, y: HEIGHT - 4, "text-anchor": anchor });
-      label.textContent = minutes === 0 ? "now" : `−${minutes} min`;
+      label.textContent = minutes === 0 ? "now" : `−${Number(minutes.toFixed(1))} min`;
       parts.push(label);
     }
     return parts;
@@ -292,7 +294,9 @@ export class Chart {
 export class ChartGroup {
   /** Index of the moment that is read; null: the newest. @type {number | null} */
   cursor = null;
-  points = 720;
+  /** Places on the time axis: ten minutes while the server is young, later half an hour, an hour. */
+  points = 120;
+  stepSeconds = 5;
   #series = { at: /** @type {number[]} */ ([]) };
   /** @type {Chart[]} */
   #charts;
@@ -311,7 +315,7 @@ export class ChartGroup {
   /** The history as the server tells it. @param {any} history */
   replace(history) {
     const series = history?.series ?? {};
-    this.points = Math.max(2, Math.round(3_600 / (history?.step_seconds || 5)));
+    this.stepSeconds = history?.step_seconds || 5;
     this.#series = { ...series, at: series.at ?? [] };
     this.#show();
   }
@@ -324,7 +328,7 @@ export class ChartGroup {
       if (name !== "at") values.push(point[name] ?? null);
     }
     this.#series.at.push(point.at);
-    for (const values of Object.values(this.#series)) values.splice(0, values.length - this.points);
+    for (const values of Object.values(this.#series)) values.splice(0, values.length - HOUR_SECONDS / this.stepSeconds);
     this.#show();
   }
 
@@ -336,6 +340,9 @@ export class ChartGroup {
   }
 
   #show() {
+    const seconds = this.#series.at.length * this.stepSeconds;
+    const span = [HOUR_SECONDS / 6, HOUR_SECONDS / 2].find((each) => seconds <= each) ?? HOUR_SECONDS;
+    this.points = Math.round(span / this.stepSeconds);
     const isEmpty = this.#series.at.length === 0;
     this.#container.hidden = isEmpty;
     this.#empty.hidden = !isEmpty;

@@ -195,8 +195,9 @@ export function showLadder(status) {
   );
   empty("ladder", names.length === 0, byId("ladder"));
   const reason = byId("ladder-reason");
-  reason.hidden = !ladder;
-  setText(reason, ladder ? `${ladder.reason ? `${ladder.reason}; ` : ""}for ${duration(ladder.since_seconds)}` : "");
+  const since = known(ladder?.since_seconds) ? `for ${duration(ladder.since_seconds)}` : "";
+  setText(reason, [ladder?.reason, since].filter(Boolean).join("; "));
+  reason.hidden = !reason.textContent;
 }
 
 /** @param {any} status */
@@ -227,7 +228,7 @@ export function showSizing(status) {
     },
   );
   empty("gpus", gpus.length === 0, byId("gpus-table"));
-  setText(byId("gpus-empty"), problem ? `No GPU: ${problem}.` : "No GPU.");
+  setText(byId("gpus-empty"), problem || "No GPU.");
 }
 
 /** Words in place of an empty list. @param {string} name @param {boolean} isEmpty @param {HTMLElement | null} list */

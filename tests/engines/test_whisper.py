@@ -269,7 +269,7 @@ async def test_the_time_of_each_transcription_is_told(scripted: WhisperStt) -> N
     timings: list[SttTiming] = []
     scripted.on_timing = timings.append
     session = await scripted.open()
-    script(session, 1, 5, seconds=1.0)
+    script(session, 1, 5, seconds=0.5)  # enough for one partial
     results = session.results()
     assert isinstance(await anext(results), Partial)
     session.finish(1)
@@ -334,7 +334,8 @@ async def test_a_killed_worker_fails_every_open_utterance(whisper: WhisperStt) -
 
 
 async def test_a_stopped_worker_falls_silent_and_can_be_ended(whisper: WhisperStt) -> None:
-    pid = pid_of(whisper)
+    pid, process = pid_of(whisper), whisper._process
+    assert process is not None
     await until(lambda: whisper.health().silent_seconds == 0.0)
     os.kill(pid, signal.SIGSTOP)
     await until(lambda: whisper.health().silent_seconds > 0.05)
@@ -347,7 +348,7 @@ async def test_a_stopped_worker_falls_silent_and_can_be_ended(whisper: WhisperSt
     whisper.abort(hung)
     assert (await outcome(session, 1))[1] == SttFailed(1, hung)
     assert whisper.health().failure is hung
-    await until(lambda: not psutil.pid_exists(pid))
+    await until(lambda: not process.alive)
     assert whisper.health().failure is hung, "its death is not another failure"
 
 
@@ -394,6 +395,13 @@ async def test_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(point.seconds > 0.0 for point in one.points)
     assert one.workers == 2
     await engine.aclose()
+
+
+async def test_a_measurement_goes_on_when_who_asked_gives_up(scripted: WhisperStt) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await scripted.measure()
+    assert {point.batch for point in (await scripted.measure()).points} == {1}
 
 
 async def test_a_death_ends_a_measurement(whisper: WhisperStt) -> None:

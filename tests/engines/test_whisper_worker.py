@@ -473,6 +473,8 @@ async def test_it_transcribes_and_ends_with_its_stdin() -> None:
     assert isinstance(ready, protocol.Ready)
     assert (ready.placement, ready.workers) == ("cpu int8, 2 workers", 2)
     assert ready.utterance_seconds > 0.0
+    out, err = (os.readlink(f"/proc/{worker.process.pid}/fd/{number}") for number in (1, 2))
+    assert out == err, "what a library prints does not get between the frames"
     silence = np.zeros(SECOND, np.int16).tobytes()
     worker.tell(protocol.Begin(1, 1, "", ""), protocol.Audio(1, silence), protocol.Finish(1))
     final = await worker.answer()

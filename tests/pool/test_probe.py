@@ -24,7 +24,6 @@ from voice_rtc.pool.memory import MachineMemory
 from voice_rtc.pool.probe import (
     Circumstances,
     ProbeCache,
-    default_directory,
     measured,
     probe_key,
     size_pool,
@@ -195,10 +194,6 @@ async def test_a_measurement_without_end_is_ended(tmp_path: Path) -> None:
     with pytest.raises(EngineTimeout):
         await measured(Endless(), KEY, ProbeCache(tmp_path), deadline_seconds=0.01)
     assert not os.listdir(tmp_path)
-
-
-def test_the_cache_has_a_place_of_its_own() -> None:
-    assert default_directory().name == "voice-rtc"
 
 
 # -------------------------------------------------------------------------------------- sizing

@@ -3,20 +3,29 @@
 `ScriptedServer` is what `signaling.pool_view.CallsAndPool` asks for: 24 slots of which 18 are
 leased and 6 out of service with their replica, a line of 7, two alerts, an hour of history.
 Everything follows from ``at``, the seconds since its beginning, and from the actions that it was
-given, which it carries out as far as that can be seen from outside.
+given, which it carries out as far as that can be seen from outside. `PoolRig` serves the page and
+its API over one.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from signaling.pool_view import Json
+from aiohttp import web
+
+import web as pages
+from signaling import admin
+from signaling.app import errors_as_json
+from signaling.pool_view import Json, PoolFeed, PoolView, Readiness
 from voice_rtc.call.events import TurnMeasured
 from voice_rtc.call.state import CallState
+from voice_rtc.config import AdminSettings
 from voice_rtc.errors import StateError, UnknownCall, VoiceRtcError
 
+TOKEN = "open sesame"
 STEP_SECONDS = 5.0
 POINTS = 720
 LADDER = ("normal", "partials_slower", "no_partials", "economy", "queue_only", "refuse")
@@ -114,7 +123,7 @@ class ScriptedPool:
                     "replays": 1 if slot % 7 == 3 else 0,
                     "audio_kb": 12.0 * (slot % 9),
                 }
-                for slot, state in enumerate(held)
+                for slot, state in enumerate(held, start=1)
             ],
             "replicas": self._replicas(len(held)),
             "latency": {
@@ -152,7 +161,7 @@ class ScriptedPool:
             ]
             if server.has_gpu
             else [],
-            "gpu_problem": "" if server.has_gpu else "no NVIDIA driver on this machine",
+            "gpu_problem": "" if server.has_gpu else "There is no NVIDIA driver.",
         }
 
     def _line(self, waiting: list[CallState]) -> Json:
@@ -177,7 +186,7 @@ class ScriptedPool:
         at = self.server.at
         return [
             {
-                "name": "replica_quarantined",
+                "name": "replica_flapping",
                 "severity": "critical",
                 "text": "Replica shared-2 is in quarantine: out of GPU memory three times.",
                 "since_seconds": 312.0 + at,
@@ -231,7 +240,8 @@ class ScriptedPool:
             "batch_mean": 0.0,
             "reason": "out of GPU memory three times in two minutes",
         }
-        spare = {**healthy, "name": "shared-3", "role": "spare", "leases": 0, "slots": 0,
+        spare = {**healthy, "name": "shared-3", "role": "spare",
+            "state": "ready", "leases": 0, "slots": 0,
                  "pids": [41_530], "batch_mean": 0.0, "age_seconds": 310.0 + at}  # fmt: skip
         return [healthy, sick, spare] if server.is_troubled else [healthy]
 
@@ -397,3 +407,59 @@ class ScriptedServer:
             state, phase="waiting", floor="IDLE", lease_id=None, turns=0, replies=0,
             age_seconds=round(98.0 - 13 * number + self.at, 1), last_turn=None,
         )  # fmt: skip
+
+
+def view_of(server: ScriptedServer) -> PoolView:
+    """The JSON of a scripted server."""
+
+    def readiness() -> Readiness:
+        status = "draining" if server.draining else "ready" if server.has_pool else "loading"
+        return Readiness(status, "Ready for calls." if server.has_pool else "Loading Whisper.")
+
+    return PoolView(server, readiness, born=0.0)
+
+
+class PoolRig:
+    """The pool's page and endpoints over a scripted server, on a free loopback port."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.server = ScriptedServer()
+        self.port = 0
+        self._settings = AdminSettings(**{"token": TOKEN, **settings})
+        self._runner: web.AppRunner | None = None
+        self._app: web.Application | None = None
+
+    async def __aenter__(self) -> PoolRig:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    @property
+    def url(self) -> str:
+        """Without a path."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def feed(self) -> PoolFeed:
+        """Of the newest start."""
+        assert self._app is not None
+        return self._app[admin.ADMIN].feed
+
+    async def start(self) -> None:
+        """Listen; again on the same port after `stop`."""
+        app = web.Application(middlewares=[errors_as_json])
+        admin.add_to(app, self._settings, view_of(self.server), self.server)
+        app.router.add_static("/static", Path(pages.__file__).parent)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        self._runner, self._app = runner, app
+        await web.TCPSite(runner, "127.0.0.1", self.port).start()
+        self.port = runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Close all connections and listen no more. Idempotent."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None

@@ -174,7 +174,7 @@ class Governor:
 
     def slots_of(self, replica: Replica) -> int:
         """Its share of the group's slots."""
-        if replica.role != "serving":
+        if replica.role != "serving" or replica.state not in (State.READY, State.SUSPECT):
             return 0
         if replica.mode == "dedicated":
             return 1
@@ -265,7 +265,7 @@ class Governor:
             final_p95_seconds=self.finals.percentile(now, 0.95),
             goal_seconds=self._settings.final_goal_seconds,
             memory_fraction=self.memory_fraction,
-            queue_age_seconds=self._oldest_wait(),
+            queue_age_seconds=self._oldest_wait(now),
             healthy_replicas=self._supervisor.healthy(),
         )
         step = self._ladder.step(now, readings)
@@ -278,11 +278,9 @@ class Governor:
         for group in self._pool.groups.values():
             self._open_or_close(group, now)
 
-    def _oldest_wait(self) -> float:
-        return max(
-            (r.engine_health().busy_seconds for r in self._supervisor.replicas() if r.usable),
-            default=0.0,
-        )
+    def _oldest_wait(self, now: float) -> float:
+        leases = (lease for group in self._pool.groups.values() for lease in group.leases.values())
+        return max((lease.session.waited_seconds(now) for lease in leases), default=0.0)
 
     def _open_or_close(self, group: Group, now: float) -> None:
         """Free slots are not granted while the ladder or the gate says that callers wait."""

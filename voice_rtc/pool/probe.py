@@ -29,7 +29,7 @@ import psutil
 import structlog
 
 from voice_rtc import __version__
-from voice_rtc.config import Settings
+from voice_rtc.config import Settings, cache_folder
 from voice_rtc.core.capacity import (
     Batching,
     LatencyCurve,
@@ -195,11 +195,6 @@ class ProbeCache:
             except OSError:
                 Path(file.name).unlink(missing_ok=True)
                 raise
-
-
-def default_directory() -> Path:
-    """Where the cache is when pool.cache_directory is not set."""
-    return Path.home() / ".cache" / "voice-rtc"
 
 
 async def measured(
@@ -435,7 +430,7 @@ async def curve_of(
     """The engine's curve from the cache, or measured if it may be; None when there is none."""
     if not isinstance(engine, SupportsProbe):
         return None
-    cache = ProbeCache(settings.pool.cache_directory or default_directory())
+    cache = ProbeCache(cache_folder(settings))
     key = probe_key(engine.info, mode, settings, gpus)
     if not measure and not fresh:
         return cache.get(key)

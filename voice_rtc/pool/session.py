@@ -103,6 +103,11 @@ class LeasedSession:
         """Audio kept for the case that the engine dies."""
         return sum(each.size for each in self._utterances.values())
 
+    def waited_seconds(self, now: float) -> float:
+        """How long the oldest Final that was asked for has been waited for; 0.0 for none."""
+        since = [u.finished_at for u in self._utterances.values() if u.finished_at is not None]
+        return now - min(since) if since else 0.0
+
     # ------------------------------------------------------------- the call's side
 
     def begin(self, utterance: int) -> None:
