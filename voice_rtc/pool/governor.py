@@ -96,6 +96,8 @@ class Governor:
         self._alerts = AlertBook()
         self._memory = MemoryMonitor(high=settings.memory_high, critical=settings.memory_critical)
         self._memory.on_pressure(self._pressure_changed)
+        self.memory_fraction = 0.0
+        """In use, of whichever memory is fullest."""
         self._calm_since: float | None = None
         self._sizings: dict[SttMode, Sizing] = {}
         self._fixed = settings.slots
@@ -126,6 +128,7 @@ class Governor:
             self._gpus,
             fixed=self._fixed,
             devices=1 + len(self.further_devices(replica)),
+            loaded=[each.device for each in self._loaded(group.mode)],
             fresh=fresh,
             previous=self._curve,
         )
@@ -189,11 +192,11 @@ class Governor:
         """GPUs beside the first that a shared engine should run on too."""
         if first.mode != "shared" or "cuda" not in first.engine.info.model:
             return []
-        return [gpu.index for gpu in self._gpus.gpus[1:]]
+        return [gpu.index for gpu in self._gpus.usable[1:]]
 
     def next_device(self, group: Group) -> int:
         """The GPU with the fewest engines of the group."""
-        devices = [gpu.index for gpu in self._gpus.gpus] or [0]
+        devices = [gpu.index for gpu in self._gpus.usable] or [0]
         loaded = [replica.device for replica in self._supervisor.serving(group.mode)]
         return min(devices, key=lambda device: (loaded.count(device), device))
 
@@ -322,7 +325,11 @@ class Governor:
         return self._memory.level == "normal"
 
     def _pressure_changed(self, level: Pressure) -> None:
-        self._supervisor.note(f"memory pressure is {level} ({self.memory_fraction:.0%} in use)")
+        newest = self._memory.newest
+        if newest is not None:
+            self.memory_fraction = newest.fraction
+        fullest = newest.fullest if newest is not None else ""
+        self._supervisor.note(f"memory pressure is {level}: {fullest}")
         _log.warning("memory_pressure", level=level, fraction=round(self.memory_fraction, 3))
         self._metrics.memory_pressure.set(_PRESSURE_NUMBER[level])
         if level == "normal":
