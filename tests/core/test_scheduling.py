@@ -70,6 +70,26 @@ def test_the_oldest_deadline_goes_first():
     assert all_batches(made) == [[2], [3], [1]]
 
 
+def test_partials_of_long_windows_go_in_smaller_batches():
+    """A final that comes meanwhile waits for the end of the batch."""
+    long = [partial(key, window=30.0) for key in (1, 2, 3)]
+    short = [partial(key, window=5.0) for key in (4, 5, 6)]
+    made = scheduler(*long, *short, partial_seconds=60.0)
+    assert all_batches(made) == [[1, 2], [3], [4, 5, 6]]
+    alone = scheduler(*long, partial_seconds=20.0)
+    assert all_batches(alone) == [[1], [2], [3]], "one is taken however long it is"
+    finals = scheduler(*(final(key, window=30.0) for key in (1, 2, 3)), partial_seconds=20.0)
+    assert all_batches(finals) == [[1, 2, 3]]
+
+
+def test_a_batch_that_is_full_by_its_windows_does_not_wait_for_company():
+    made = scheduler(partial(1, window=30.0), partial_seconds=30.0, gather_seconds=0.5)
+    assert keys(made.next_batch(0.0)) == [1]
+    waiting = scheduler(partial(1, window=5.0), partial_seconds=30.0, gather_seconds=0.5)
+    assert waiting.next_batch(0.0) is None
+    assert waiting.next_wakeup() == 0.5
+
+
 def test_a_full_batch_leaves_the_rest_for_the_next():
     made = scheduler(*(final(key, at=key / 10) for key in range(1, 8)), most_finals=3)
     assert all_batches(made, 1.0) == [[1, 2, 3], [4, 5, 6], [7]]
@@ -320,6 +340,7 @@ class Model:
             reserved_for_finals=self.random.randint(0, workers - 1),
             gather_seconds=self.random.choice([0.0, 0.0, 0.3]),
             ride_along_share=self.random.choice([0.0, 0.5]),
+            partial_seconds=self.random.choice([30.0, 1000.0]),
         )
         self.made = BatchScheduler(self.rules)
         self.now = 0.0

@@ -27,6 +27,7 @@ class FakeTranscriber:
         self.workers = workers
         self.multilingual = True
         self.placement = "nowhere"
+        self.encoder = "ct2"
         self.most_batch = 1000
         """A larger batch runs out of memory."""
         self.released = threading.Event()

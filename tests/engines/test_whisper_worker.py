@@ -9,6 +9,7 @@ import queue
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,9 +55,11 @@ class Parent:
         self.may_load = threading.Event()
         self.recognizer = Recognizer(self.answers.put, self._load)
 
+        self.on_gpu = False
+
     def _load(self, _: protocol.Setup) -> Loaded:
         assert self.may_load.wait(PATIENCE_SECONDS)
-        return Loaded(self.model, on_gpu=False, utterance_seconds=0.1)
+        return Loaded(self.model, self.on_gpu, utterance_seconds=0.1)
 
     def start(self, **changes: object) -> Parent:
         self.may_load.set()
@@ -414,8 +417,31 @@ def test_batches_suit_the_device() -> None:
     assert (on_gpu.most_finals, on_gpu.most_partials) == (32, 32)
     assert on_gpu.reserved_for_finals == 1
     assert on_gpu.gather_seconds > 0.0
+    assert on_cpu.partial_seconds < on_gpu.partial_seconds
+    model.encoder = "sdpa"
+    assert on_gpu.partial_seconds < rules_for(setup(), Loaded(model, True, 0.1)).partial_seconds
     alone = rules_for(setup(most_batch=1), Loaded(FakeTranscriber(), True, 0.1))
     assert (alone.most_finals, alone.most_partials, alone.reserved_for_finals) == (1, 1, 0)
+
+
+def test_a_gpu_has_seen_its_largest_batches_before_the_first_caller(parent: Parent) -> None:
+    parent.on_gpu = True
+    parent.model.workers = 2
+    parent.start()
+    warmed = [parent.call() for _ in range(parent.model.calls.qsize())]
+    shapes = Counter((window, len(texts)) for texts, window, _ in warmed)
+    assert set(shapes.values()) == {2}, "each of the two threads has memory of its own"
+    assert {(10.0, 32), (30.0, 32), (30.0, 4), (5.0, 24), (5.0, 1), (10.0, 1)} <= shapes.keys()
+    parent.utter(1, 5)
+    assert parent.texts(1) == [(1, "5x8000")]
+
+
+def test_a_warm_up_that_does_not_fit_is_no_failure(parent: Parent) -> None:
+    parent.on_gpu = True
+    parent.model.most_batch = 8
+    parent.start()
+    parent.utter(1, 5)
+    assert parent.texts(1) == [(1, "5x8000")]
 
 
 # ------------------------------------------------------------------------------------------ frames

@@ -94,6 +94,9 @@ class BatchRules:
 
     most_finals: int = 8
     most_partials: int = 8
+    partial_seconds: float = float("inf")
+    """Windows of one batch of partials, summed; a single one may be longer. A final that comes
+    meanwhile waits for the end of that batch, or shares the device with it."""
     workers: int = 1
     """Batches that may run at the same time."""
     reserved_for_finals: int = 0
@@ -250,7 +253,13 @@ class BatchScheduler:
         in_progress = {r.caller for b in self._running.values() if not b.final for r in b.requests}
         waiting = [p for p in self._partials.values() if p.caller not in in_progress]
         waiting.sort(key=lambda partial: self._turns[partial.caller])
-        return self._fill(waiting, rules.most_partials)
+        return self._fill(waiting, self._most_partials(waiting))
+
+    def _most_partials(self, waiting: Sequence[TranscriptionRequest]) -> int:
+        if not waiting:
+            return 0
+        fit = self.rules.partial_seconds / waiting[0].window_seconds
+        return max(1, int(min(self.rules.most_partials, fit)))
 
     def _fill(
         self, waiting: Sequence[TranscriptionRequest], most: int
@@ -266,7 +275,7 @@ class BatchScheduler:
     def _due(self, chosen: Sequence[TranscriptionRequest]) -> float:
         """When a batch of these may start: at once when it is full."""
         earliest = min(request.arrival for request in chosen)
-        most = self.rules.most_finals if chosen[0].final else self.rules.most_partials
+        most = self.rules.most_finals if chosen[0].final else self._most_partials(chosen)
         return earliest if len(chosen) >= most else earliest + self.rules.gather_seconds
 
     # ------------------------------------------------------------------------- bookkeeping

@@ -141,6 +141,8 @@ class BatchWhisper:
         self._suppressed = [-1, *self._tokens.never_said]
         self._mels: int = self._model.n_mels
         self._sdpa = self._sdpa_encoder(folder, encoder, device, device_index, compute_type)
+        self.encoder = "ct2" if self._sdpa is None else "sdpa"
+        """The one that is used."""
         self.placement = self._describe(device, device_index, compute_type)
 
     @property
@@ -329,7 +331,7 @@ class BatchWhisper:
         place = f"cuda:{index}" if device == "cuda" else device
         parts = [f"{place} {compute_type}"]
         if device == "cuda" or self._sdpa is not None:
-            parts.append(f"{'ct2' if self._sdpa is None else 'sdpa'} encoder")
+            parts.append(f"{self.encoder} encoder")
         return ", ".join([*parts, f"{self.workers} worker{'s' if self.workers > 1 else ''}"])
 
 

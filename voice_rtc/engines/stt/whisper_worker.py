@@ -25,6 +25,7 @@ import numpy as np
 from voice_rtc.core.audio import LISTEN_RATE_HZ, Samples
 from voice_rtc.core.scheduling import (
     FULL_WINDOW_SECONDS,
+    WINDOWS_SECONDS,
     Batch,
     BatchRules,
     BatchScheduler,
@@ -47,6 +48,10 @@ _GPU_BATCH = 32
 # On a CPU a batch takes about as long as its requests one by one, and a final that comes meanwhile
 # waits for its end: partials go in smaller ones.
 _CPU_PARTIALS_SHARE = 2
+# Windows in a batch of partials, summed: about 50 ms on a large GPU with PyTorch's encoder, 100 ms
+# with CTranslate2's, which takes one window after the other.
+_CPU_PARTIAL_SECONDS = 30.0
+_GPU_PARTIAL_SECONDS = {"sdpa": 320.0, "ct2": 120.0}
 _GPU_GATHER_SECONDS = 0.004
 _WARM_UP_SECONDS = 2
 _QUICK_SECONDS = 0.3
@@ -59,6 +64,8 @@ class Transcriber(Protocol):
     workers: int
     multilingual: bool
     placement: str
+    encoder: str
+    """``ct2`` or ``sdpa``: the one that is used."""
 
     def transcribe(
         self,
@@ -316,13 +323,19 @@ class Recognizer:
             self._send(protocol.Unavailable(EngineUnavailable.code, repr(error)))
             return
         rules = rules_for(setup, loaded)
+        windows = windows_for(setup)
+        plan = shapes_to_warm(rules, windows) if loaded.on_gpu else []
         with self._changed:
-            self._windows = windows_for(setup)
+            self._windows = windows
             self._partial_samples = setup.partial_samples
+            further = 0 if self._ended else rules.workers - 1
+            warm = threading.Barrier(1 + further)
+            for _ in range(further):
+                self._start_thread(lambda: self._further_thread(loaded.model, plan, warm))
+        _warm_thread(loaded.model, plan, warm)
+        with self._changed:
             self._scheduler = BatchScheduler(rules)
-            if not self._ended:
-                for _ in range(rules.workers - 1):
-                    self._start_thread(lambda: self._work(loaded.model))
+            self._changed.notify_all()
         self._send(
             protocol.Ready(
                 placement=loaded.model.placement,
@@ -335,6 +348,14 @@ class Recognizer:
         )
         self._work(loaded.model)
 
+    def _further_thread(
+        self, model: Transcriber, plan: Sequence[tuple[float, int]], warm: threading.Barrier
+    ) -> None:
+        _warm_thread(model, plan, warm)
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._scheduler is not None)
+        self._work(model)
+
     def _work(self, model: Transcriber) -> None:
         while (job := self._next_job()) is not None:
             if isinstance(job, _Job):
@@ -344,9 +365,9 @@ class Recognizer:
 
     def _next_job(self) -> _Job | Measurement | None:
         """Waits for a batch, or when nobody has anything to do for a measurement."""
-        assert self._scheduler is not None
         with self._changed:
             while not self._ended:
+                assert self._scheduler is not None
                 now = time.monotonic()
                 batch = self._scheduler.next_batch(now)
                 if batch is not None:
@@ -522,15 +543,49 @@ def _load_on(device: str, setup: protocol.Setup, gpu_problem: str) -> Loaded:
 
 def _warm_up(model: Transcriber, windows: WindowPolicy) -> float:
     """Transcribe twice, once to warm up; seconds that the second run took."""
-    # Noise, since silence may end before the decoder has run.
-    noise = np.random.default_rng(0).normal(0, 1000, _WARM_UP_SECONDS * LISTEN_RATE_HZ)
-    request = WhisperRequest(noise.astype(np.int16), "en")
+    request = WhisperRequest(_noise(), "en")
     window = windows.for_final(_WARM_UP_SECONDS)
     started = 0.0
     for _ in range(2):
         started = time.monotonic()
         model.transcribe([request], window)
     return time.monotonic() - started
+
+
+def shapes_to_warm(rules: BatchRules, windows: WindowPolicy) -> list[tuple[float, int]]:
+    """Window and size of the largest batches that a GPU may get, the most memory first.
+
+    Each first one of its shape makes room for itself and has its kernels chosen, or compiled: up to
+    a second in which callers would wait.
+    """
+    shapes = set()
+    for seconds in WINDOWS_SECONDS:
+        final, partial = windows.for_final(seconds - 1.0), windows.for_partial(seconds - 1.0)
+        shapes.add((final, rules.most_finals))
+        fit = rules.partial_seconds / partial
+        shapes.add((partial, max(1, int(min(rules.most_partials, fit)))))
+    # Small ones too: most batches are.
+    shapes |= {(window, 1) for window, _ in shapes}
+    return sorted(shapes, key=lambda shape: (-shape[0] * shape[1], -shape[0]))
+
+
+def _warm_thread(
+    model: Transcriber, plan: Sequence[tuple[float, int]], warm: threading.Barrier
+) -> None:
+    """On a model thread, which has a stream and memory of its own; waits for the others."""
+    try:
+        for window_seconds, batch in plan:
+            model.transcribe([WhisperRequest(_noise(), "en")] * batch, window_seconds)
+    except EngineError:  # what does not fit now will be told when it is wanted
+        traceback.print_exc()
+    finally:
+        warm.wait()
+
+
+def _noise() -> Samples:
+    """Silence would not do: its transcript may end before the decoder has run."""
+    noise = np.random.default_rng(0).normal(0, 1000, _WARM_UP_SECONDS * LISTEN_RATE_HZ)
+    return noise.astype(np.int16)
 
 
 def windows_for(setup: protocol.Setup) -> WindowPolicy:
@@ -547,9 +602,11 @@ def rules_for(setup: protocol.Setup, loaded: Loaded) -> BatchRules:
     """
     most = setup.most_batch or (_GPU_BATCH if loaded.on_gpu else _CPU_BATCH)
     workers = loaded.model.workers
+    together = _GPU_PARTIAL_SECONDS[loaded.model.encoder]
     return BatchRules(
         most_finals=most,
         most_partials=most if loaded.on_gpu else max(1, most // _CPU_PARTIALS_SHARE),
+        partial_seconds=together if loaded.on_gpu else _CPU_PARTIAL_SECONDS,
         workers=workers,
         reserved_for_finals=int(loaded.on_gpu and workers > 1),
         gather_seconds=_GPU_GATHER_SECONDS if loaded.on_gpu else 0.0,
