@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 
 import msgspec
@@ -70,14 +70,14 @@ async def create_call(request: web.Request) -> web.Response:
 @routes.post("/v1/realtime/calls/{call_id}/hangup")
 async def hang_up(request: web.Request) -> web.Response:
     """End a call, the OpenAI way."""
-    request.app[REGISTRY].get(request.match_info["call_id"]).end("hangup")
+    request.app[REGISTRY].hang_up(request.match_info["call_id"])
     return web.Response(status=200)
 
 
 @routes.delete("/v1/realtime/calls/{call_id}")
 async def delete_call(request: web.Request) -> web.Response:
     """End a call, the REST way (and WHIP's)."""
-    request.app[REGISTRY].get(request.match_info["call_id"]).end("hangup")
+    request.app[REGISTRY].hang_up(request.match_info["call_id"])
     return web.Response(status=200)
 
 
@@ -97,6 +97,8 @@ def head_start(address: str | None, by_network: Mapping[str, float]) -> float:
         caller = ip_address(address)
     except ValueError:  # a Unix socket has none
         return 0.0
+    if isinstance(caller, IPv6Address) and caller.ipv4_mapped is not None:
+        caller = caller.ipv4_mapped  # a server on [::] sees IPv4 callers so
     fitting = [(ip_network(name), seconds) for name, seconds in by_network.items()]
     inside = [(net.prefixlen, seconds) for net, seconds in fitting if caller in net]
     return max(inside, default=(0, 0.0))[1]

@@ -21,11 +21,12 @@ SPARE_EVENTS = frozenset(
     {
         "voice_rtc.transcript.partial",
         "voice_rtc.turn.metrics",
+        "voice_rtc.queue.updated",
         "response.output_audio_transcript.delta",
         "response.output_text.delta",
     }
 )
-"""What may be dropped when a client does not read: the ``done`` events carry the same text."""
+"""What may be dropped when a client does not read: later events say the same or better."""
 
 _CANCEL_REASONS = {
     "barge_in": "turn_detected",

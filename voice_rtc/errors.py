@@ -70,6 +70,11 @@ class QueueFull(AdmissionError):
 
     code = "pool_full"
 
+    def __init__(self, message: str = "", *, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        if retry_after_seconds is not None:
+            self.retry_after_seconds = retry_after_seconds
+
 
 class QueueTimeout(AdmissionError):
     """The call waited too long for a free slot."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from voice_rtc.core.leases import (
+    PRIOR_HOLD_SECONDS,
     Forgotten,
     Granted,
     LeaseBook,
@@ -304,6 +305,23 @@ def test_a_retiring_slot_may_be_removed_and_added_again():
     assert not opened.slots()[0].retiring
 
 
+# ------------------------------------------------------------------- the holder on a new line
+
+
+def test_a_holder_who_comes_back_has_its_slot_under_a_new_lease():
+    opened = full_book("a")
+    assert opened.pass_on("holder", "again", 5.0) == [Granted("again", 0, 2, 0.0)]
+    assert opened.release("holder", 6.0) == []  # the old call lets go of nothing
+    assert line(opened) == ["a"]
+    assert opened.release("again", 9.0) == [Granted("a", 0, 3, 8.0)]
+
+
+def test_for_the_estimate_a_conversation_that_is_passed_on_goes_on():
+    opened = full_book()
+    opened.pass_on("holder", "again", 60.0)
+    assert opened.mean_hold_seconds(60.0) == PRIOR_HOLD_SECONDS + 60.0
+
+
 # -------------------------------------------------------------------------- what is not allowed
 
 
@@ -326,6 +344,10 @@ def test_a_retiring_slot_may_be_removed_and_added_again():
         lambda b: b.step_in("b", "x", 9.0),
         lambda b: b.step_in("a", "b", 9.0),
         lambda b: b.step_in("a", "holder", 9.0),
+        lambda b: b.pass_on("a", "x", 9.0),
+        lambda b: b.pass_on("nobody", "x", 9.0),
+        lambda b: b.pass_on("holder", "b", 9.0),
+        lambda b: b.pass_on("holder", "holder", 9.0),
     ],
 )
 def test_what_the_state_does_not_allow_changes_nothing(illegal):
@@ -487,8 +509,11 @@ class _Model:
         self.now += self.chance.random() * 2.0
         self.pushed = False
         action = self.chance.choices(
-            (self.ask, self.give_back, self.out, self.back, self.slot, self.retire, self.expire),
-            (40, 25, 8, 6, 7, 4, 10),
+            (
+                *(self.ask, self.give_back, self.out, self.back, self.pass_on),
+                *(self.slot, self.retire, self.expire),
+            ),
+            (40, 25, 8, 6, 3, 7, 4, 10),
         )[0]
         action()
         self.check()
@@ -542,6 +567,19 @@ class _Model:
             if new != call:
                 self.ended.add(call)
             self.apply(self.book.step_in(call, new, self.now))
+
+    def pass_on(self) -> None:
+        if self.holds:
+            call = self.chance.choice(sorted(self.holds))
+            self.calls += 1
+            self.requested += 1
+            new = f"c{self.calls}"
+            slot, _ = self.holds.pop(call)
+            self.ended.add(call)
+            self.last_lease += 1
+            events = self.book.pass_on(call, new, self.now)
+            assert events == [Granted(new, slot, self.last_lease, 0.0)]
+            self.holds[new] = (slot, self.last_lease)
 
     def slot(self) -> None:
         slot = self.chance.randrange(5)

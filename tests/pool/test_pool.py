@@ -168,11 +168,11 @@ def test_a_full_line_refuses() -> None:
                 waiting = tasks.create_task(it.pool.allocate_instance("b"))
                 await asyncio.sleep(0)
                 with pytest.raises(QueueFull):
-                    it.pool.check_admission()
+                    it.pool.check_admission("c")
                 with pytest.raises(QueueFull):
                     await it.pool.allocate_instance("c")
                 waiting.cancel()
-            it.pool.check_admission()
+            it.pool.check_admission("c")
 
     story(run)
 
@@ -180,9 +180,9 @@ def test_a_full_line_refuses() -> None:
 def test_calls_on_their_way_count_for_admission() -> None:
     async def run() -> None:
         async with rig(slots=2, max_waiting=1) as it:
-            it.pool.check_admission(connecting=2)
+            it.pool.check_admission("d", coming=["a", "b"])
             with pytest.raises(QueueFull):
-                it.pool.check_admission(connecting=3)
+                it.pool.check_admission("d", coming=["a", "b", "c"])
 
     story(run)
 
@@ -243,7 +243,7 @@ def test_a_place_is_not_kept_for_ever_nor_for_those_who_hang_up() -> None:
                 assert it.pool.statistics().waiting == 1
                 await asyncio.sleep(15.0)
                 assert it.pool.statistics().waiting == 0
-                assert not any(it.pool.group.knows(token) for token in tokens)
+                assert not any(it.pool.has_place(token) for token in tokens)
 
     story(run)
 

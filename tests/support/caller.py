@@ -84,14 +84,17 @@ class Caller:
         self.connection.on("track", self._on_track)
         self.connection.on("connectionstatechange", self._on_state)
 
-    async def dial(self, tasks: asyncio.TaskGroup, session: Json | None = None) -> None:
+    async def dial(
+        self, tasks: asyncio.TaskGroup, session: Json | None = None, resume: str = ""
+    ) -> None:
         """Offer, answer, connect, and wait for session.created."""
         self._tasks = tasks
         self.connection.addTrack(self.microphone)
         await self.connection.setLocalDescription(await self.connection.createOffer())
         body = {"sdp": self.connection.localDescription.sdp, "session": session}
         url = f"{self.base_url}/v1/realtime/calls"
-        async with self.http.post(url, json=body) as response:
+        query = {"resume": resume} if resume else None
+        async with self.http.post(url, json=body, params=query) as response:
             assert response.status == 201, await response.text()
             self.call_id = response.headers["Location"].rsplit("/", 1)[-1]
             answer = await response.text()
@@ -164,13 +167,19 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(base_url: str, session: Json | None = None) -> AsyncIterator[Caller]:
-    """A connected caller; closed, not hung up, at the end of the block."""
-    async with aiohttp.ClientSession() as http:
+async def calling(
+    base_url: str, session: Json | None = None, *, resume: str = "", address: str | None = None
+) -> AsyncIterator[Caller]:
+    """A connected caller; closed, not hung up, at the end of the block.
+
+    ``resume`` is the token of a place in the line, ``address`` where the offer comes from.
+    """
+    connector = aiohttp.TCPConnector(local_addr=(address, 0) if address else None)
+    async with aiohttp.ClientSession(connector=connector) as http:
         caller = Caller(base_url, http)
         try:
             async with asyncio.TaskGroup() as tasks:
-                await caller.dial(tasks, session)
+                await caller.dial(tasks, session, resume)
                 yield caller
                 await caller.aclose()
         finally:

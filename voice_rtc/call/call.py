@@ -27,6 +27,7 @@ from voice_rtc.call.state import (
     ReplyWishes,
 )
 from voice_rtc.call.waiting import WaitingRoom
+from voice_rtc.core.audio import Samples
 from voice_rtc.core.buffers import Policy
 from voice_rtc.core.history import Conversation, Item
 from voice_rtc.core.turns import (
@@ -59,7 +60,7 @@ from voice_rtc.errors import (
 )
 from voice_rtc.inbox import Inbox
 from voice_rtc.media.peer import Peer, PeerSettings
-from voice_rtc.pool.lease import Lease, LeaseRequest
+from voice_rtc.pool.lease import REPLACED, Lease, LeaseRequest
 
 _LAST_WORDS_SECONDS = 1.0
 _SIGNALS = 256
@@ -84,13 +85,16 @@ REASONS = {
 class Call:
     """See the module. `attach` an event sink, then `run`."""
 
-    def __init__(self, ports: CallPorts, peer: PeerSettings, line: LineWish = AS_IT_COMES) -> None:
+    def __init__(
+        self, call_id: str, ports: CallPorts, peer: PeerSettings, line: LineWish = AS_IT_COMES
+    ) -> None:
         self._line = line
-        self._context = CallContext(ports)
-        self.id = self._context.id
+        self._context = CallContext(call_id, ports)
+        self.id = call_id
         self.log = self._context.log
-        self._replies = Replies(self._context, lambda: self.peer.sends_audio)
-        self.peer = Peer(peer, self._replies.speaker, ports.metrics)
+        self._replies = Replies(self._context, self._can_speak)
+        self._waiting_room = WaitingRoom(self._context, self._can_speak)
+        self.peer = Peer(peer, self, ports.metrics)
         self._turns = TurnMachine(self.settings.rules)
         # Few and quickly dealt with; were they ever to pile up, the newest state is what counts.
         self._signals: Inbox[Event] = Inbox(_SIGNALS, Policy.DROP_OLDEST)
@@ -100,8 +104,8 @@ class Call:
         self._end: asyncio.Future[str] = self._context.loop.create_future()
         self._hearing: Hearing | None = None
         self._lease: Lease | None = None
-        self._waiting_room = WaitingRoom(self._context, self._replies.speaker)
         self._is_connected = False
+        self._has_asked = False
         self._touched = 0.0
         self._prepared: TextSource | None = None
         self._wishes = ReplyWishes()
@@ -150,28 +154,28 @@ class Call:
 
     @asynccontextmanager
     async def _leased(self) -> AsyncGenerator[Lease, None]:
-        pool = self._context.ports.pool
         lease = await self._wait_for_slot()
         try:
             self._lease = lease
+            self._waiting_room.granted(lease.waited_seconds)
             yield lease
         finally:
-            await pool.return_instance(lease)
+            await self._context.ports.pool.return_instance(lease)
 
     async def _wait_for_slot(self) -> Lease:
-        """Wait in the line; what is heard meanwhile is not kept."""
         room = self._waiting_room
+        deaf = self._context.spawn(self._discard_audio(), "waiting")
+        company = self._context.spawn(room.keep_company(), "hold")
         request = LeaseRequest(
             self.id,
             self._line.head_start_seconds,
             self._line.resume,
             room.moved,
-            lambda reason: self.end("lease_lost"),
+            lambda reason: self.end("replaced" if reason == REPLACED else "lease_lost"),
         )
-        deaf = self._context.spawn(self._discard_audio(), "waiting")
-        company = self._context.spawn(room.keep_company(), "hold")
+        self._has_asked = True
         try:
-            lease = await self._context.ports.pool.allocate_instance(request)
+            return await self._context.ports.pool.allocate_instance(request)
         except CallReplaced:
             raise CallEnded("replaced") from None
         except QueueTimeout:
@@ -184,10 +188,10 @@ class Call:
         finally:
             deaf.cancel()
             company.cancel()
-        room.granted(lease.waited_seconds)
-        return lease
 
     async def _discard_audio(self) -> None:
+        """Who waits is not listened to. Who gets a slot at once is, from the first word."""
+        await self._waiting_room.entered()
         async for _ in self.peer.inbound:
             pass
 
@@ -233,7 +237,8 @@ class Call:
         context.metrics.call_setup_seconds.observe(context.now())
         self.log.info("call_connected", setup_seconds=round(context.now(), 3))
         await self.peer.lost()
-        context.ports.pool.keep_place(self.id)
+        if not self._end.done():  # who has hung up wants its place no more
+            context.ports.pool.keep_place(self.id)
         self.end("peer_gone")
 
     async def _watch_limits(self) -> None:
@@ -260,6 +265,14 @@ class Call:
         if self._turns.floor is Floor.IDLE:  # nobody is greeted in the middle of a word
             self._prepared = greeting
             self._handle(ReplyRequested())
+
+    def next_frame(self) -> Samples | None:
+        """What the caller hears next; see `media.outbound.FrameSource`."""
+        held = self._waiting_room.next_frame()
+        return held if held is not None else self._replies.speaker.next_frame()
+
+    def _can_speak(self) -> bool:
+        return self.peer.sends_audio
 
     # -------------------------------------------------------------- commands
 
@@ -308,6 +321,7 @@ class Call:
 
     def cancel_reply(self) -> bool:
         """Cut the reply in progress; False when there is none."""
+        self._require_hearing()
         if not self._turns.reply_active:
             return False
         self._handle(CancelRequested())
@@ -371,9 +385,11 @@ class Call:
         )
 
     @property
-    def is_connecting(self) -> bool:
-        """It has neither a slot nor a place in the line yet."""
-        return self._phase == "connecting"
+    def needs_place(self) -> bool:
+        """Will it take up a slot, or room in the line, of which the pool does not know yet?"""
+        if self._has_asked or self._end.done():
+            return False
+        return not self._context.ports.pool.has_place(self._line.resume)
 
     @property
     def _phase(self) -> Literal["connecting", "waiting", "live"]:

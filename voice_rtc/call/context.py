@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from secrets import token_hex
 from typing import Any
 
 import structlog
@@ -54,8 +53,8 @@ class CallerTurn:
 class CallContext:
     """One per call. ``sink``, ``tasks`` and ``handle`` are set while the call is put together."""
 
-    def __init__(self, ports: CallPorts) -> None:
-        self.id = f"rtc_{token_hex(10)}"
+    def __init__(self, call_id: str, ports: CallPorts) -> None:
+        self.id = call_id
         self.ports = ports
         self.metrics = ports.metrics
         self.settings = CallSettings.from_settings(ports.settings)

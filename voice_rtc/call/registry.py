@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from secrets import token_hex
 from typing import Any
 
 import structlog
@@ -116,11 +117,12 @@ class CallRegistry:
         self, channel_label: str, spare_events: frozenset[str], line: LineWish = AS_IT_COMES
     ) -> Call:
         """Admit a call. Raises AdmissionError. `start` or `abandon` must follow."""
-        ports = self._admit(line)
+        call_id = f"rtc_{token_hex(10)}"
+        ports = self._admit(call_id, line)
         peer = PeerSettings(
             self._settings.media, self._settings.limits, channel_label, spare_events
         )
-        call = Call(ports, peer, line)
+        call = Call(call_id, ports, peer, line)
         self._calls[call.id] = call
         self._empty.clear()
         self._metrics.calls_active.set(len(self._calls))
@@ -144,6 +146,12 @@ class CallRegistry:
             return self._calls[call_id]
         except KeyError:
             raise UnknownCall(f"no call has the id {call_id[:64]}") from None
+
+    def hang_up(self, call_id: str) -> None:
+        """The caller wants no more, not even the place that is kept for it. Raises UnknownCall."""
+        had_place = self.pool is not None and self.pool.give_up_place(call_id)
+        if call_id in self._calls or not had_place:
+            self.get(call_id).end("hangup")
 
     def calls(self) -> tuple[Call, ...]:
         """All calls, oldest first."""
@@ -178,7 +186,7 @@ class CallRegistry:
             return False
         return True
 
-    def _admit(self, line: LineWish) -> CallPorts:
+    def _admit(self, call_id: str, line: LineWish) -> CallPorts:
         if self._draining:
             raise Draining
         if self._refusal is not None:
@@ -187,8 +195,8 @@ class CallRegistry:
             raise EnginesLoading
         if len(self._calls) >= self._settings.limits.max_calls:
             raise Overloaded
-        on_their_way = sum(call.is_connecting for call in self._calls.values())
-        self._ports.pool.check_admission(on_their_way, line.resume)
+        coming = [call.id for call in self._calls.values() if call.needs_place]
+        self._ports.pool.check_admission(call_id, line.resume, coming)
         return self._ports
 
     async def _live(self, call: Call, client: Coroutine[Any, Any, None]) -> None:

@@ -5,7 +5,7 @@ book knows slots and calls by their ids only; it has no clock, does no I/O and t
 
     stranger --request--> waiting --a slot is free--> holding --release--> stranger
                           |  ^ |                      |
-                 step_out v  | |                      '--remove_slot (Revoked)--> stranger
+                 step_out v  | |                      '--remove_slot (Revoked), pass_on--> stranger
                         absent '--release, TimedOut--> stranger
                              |
                              '--Forgotten, TimedOut, release--> stranger
@@ -371,6 +371,21 @@ class LeaseBook:
         waiter.absent_since = None
         return self._settle(now)
 
+    def pass_on(self, call: str, as_call: str, now: float) -> list[LeaseEvent]:
+        """The holder came back as the new call ``as_call``: it has the slot, under a new lease.
+
+        For the estimate the conversation did not end here. Raises StateError when ``call`` holds
+        nothing or ``as_call`` is in the book.
+        """
+        if call not in self._holds:
+            raise StateError(f"call {call} holds no slot")
+        self._check_stranger(as_call)
+        hold = self._drop_hold(call)
+        self._counts.released += 1
+        self._times.cut(_since(hold.since, now))
+        self._counts.requested += 1
+        return [self._hold(as_call, hold.slot, 0.0, now)]
+
     # -- time -----------------------------------------------------------------------------------
 
     def expire(self, now: float) -> list[LeaseEvent]:
@@ -493,12 +508,14 @@ class LeaseBook:
     def _grant(self, waiter: _Waiter, slot: int, now: float) -> Granted:
         del self._free[slot]
         self._drop_waiter(waiter, now)
+        return self._hold(waiter.call, slot, _since(waiter.since, now), now)
+
+    def _hold(self, call: str, slot: int, waited: float, now: float) -> Granted:
         self._last_lease += 1
-        waited = _since(waiter.since, now)
-        self._holds[waiter.call] = Hold(waiter.call, slot, self._last_lease, now, waited)
-        self._holders[slot] = waiter.call
+        self._holds[call] = Hold(call, slot, self._last_lease, now, waited)
+        self._holders[slot] = call
         self._counts.granted += 1
-        return Granted(waiter.call, slot, self._last_lease, waited)
+        return Granted(call, slot, self._last_lease, waited)
 
     def _end(self, waiter: _Waiter, now: float) -> TimedOut | Forgotten:
         self._drop_waiter(waiter, now)

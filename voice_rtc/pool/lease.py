@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from voice_rtc.engines.base import SttMode
 from voice_rtc.pool.session import LeasedSession
 
+REPLACED = "replaced"
+"""Why a slot was taken back: its caller came back on another connection, which has it now."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lease:
@@ -37,7 +40,7 @@ class Place:
     eta_seconds: float | None
     """Estimate; None when nothing is known."""
     token: str
-    """Gives the place back after a lost connection: `WaitingRequest.resume`."""
+    """Gives the place back after a lost connection: `LeaseRequest.resume`."""
 
 
 @dataclass(frozen=True, slots=True)

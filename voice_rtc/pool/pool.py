@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,12 +18,20 @@ import structlog
 from voice_rtc.config import Settings
 from voice_rtc.core.leases import Granted, LineRules
 from voice_rtc.engines.base import EngineSet, SttMode, SttOptions
-from voice_rtc.errors import EngineError, Overloaded, QueueFull, StateError, UnknownCall
+from voice_rtc.errors import (
+    CallReplaced,
+    EngineError,
+    Overloaded,
+    QueueFull,
+    StateError,
+    UnknownCall,
+)
 from voice_rtc.metrics import Metrics
 from voice_rtc.pool.gpu import GpuSource, read_gpus
 from voice_rtc.pool.group import Group, Waiter
 from voice_rtc.pool.lease import Lease, LeaseRequest, Place, PoolStatistics
-from voice_rtc.pool.replica import Replica
+from voice_rtc.pool.memory import MemorySource, read_machine
+from voice_rtc.pool.replica import Replica, State
 from voice_rtc.pool.session import LeasedSession
 from voice_rtc.pool.status import PoolStatus
 from voice_rtc.pool.supervisor import Supervisor
@@ -52,13 +60,14 @@ class SttPool:
         engines: EngineSet,
         metrics: Metrics,
         gpus: GpuSource = read_gpus,
+        memory: MemorySource = read_machine,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
         self.mode: SttMode = settings.pool.mode
         self.groups: dict[SttMode, Group] = {}
         self.options = SttOptions(prompt=settings.stt.prompt)
-        self.supervisor = Supervisor(self, engines, gpus)
+        self.supervisor = Supervisor(self, engines, gpus, memory)
         self.view = PoolStatus(self, self.supervisor)
         self._running = False
 
@@ -87,9 +96,26 @@ class SttPool:
             self.groups[mode] = Group(mode, self._line_rules(), self.metrics)
         return self.groups[mode]
 
-    def _line_rules(self) -> LineRules:
+    def _line_rules(self, to_come: int = 0) -> LineRules:
         pool = self.settings.pool
-        return LineRules(pool.max_waiting, pool.max_wait_seconds, pool.resume_seconds)
+        most = pool.max_waiting + to_come
+        return LineRules(most, pool.max_wait_seconds, pool.resume_seconds)
+
+    def _to_come(self, group: Group) -> int:
+        """Slots that are being made, or will be for whoever asks: not even a line is needed."""
+        serving = self.supervisor.serving(group.mode)
+        if not serving and not group.slots:
+            return 1 if self.supervisor.can_replace else 0
+        if group.mode != "dedicated":
+            return 0
+        loading = sum(replica.state is State.STARTING for replica in serving)
+        return self.supervisor.growth(group) + loading
+
+    def _group_for(self, call_id: str, resume: str) -> Group:
+        """Where the call is lined up: where it was before, else by its id."""
+        now = asyncio.get_running_loop().time()
+        known = (group for group in self.groups.values() if group.knows(resume, now))
+        return next(known, None) or self.group_of(self.mode_of(call_id))
 
     def mode_of(self, call_id: str) -> SttMode:
         """Which mode a call gets: the rollout's share of them is chosen by call id."""
@@ -104,26 +130,36 @@ class SttPool:
         """Slots, how many are taken, and who waits; all modes."""
         return PoolStatistics(
             sum(group.slots for group in self.groups.values()),
-            sum(len(group.leases) for group in self.groups.values()),
+            sum(group.lent for group in self.groups.values()),
             sum(group.book.waiting for group in self.groups.values()),
         )
 
-    def check_admission(self, connecting: int = 0, resume: str = "") -> None:
-        """Raises QueueFull or Overloaded when an offer should be refused now.
+    def check_admission(self, call_id: str, resume: str = "", coming: Iterable[str] = ()) -> None:
+        """Raises QueueFull or Overloaded when the offer of this call should be refused now.
 
-        ``connecting`` calls are on their way to the line; who holds a place in it is let in.
+        ``coming`` are the ids of calls let in before that have not asked for their slot yet. Who
+        has a place already is let in.
         """
-        if resume and any(group.knows(resume) for group in self.groups.values()):
+        if self.has_place(resume):
             return
         if self.supervisor.refuses:
             self.metrics.leases_total.labels("refused").inc()
             raise Overloaded(self.supervisor.refusal)
-        statistics = self.statistics()
-        growth = self.supervisor.growth(self.group)
-        room = statistics.available + growth + self.settings.pool.max_waiting
-        if statistics.waiting + connecting >= room:
-            self.metrics.leases_total.labels("refused").inc()
-            raise QueueFull
+        group = self.group_of(self.mode_of(call_id))
+        ahead = sum(self.mode_of(each) == group.mode for each in coming) + group.book.waiting
+        free = max(0, group.slots - group.lent)
+        if ahead >= free + self._to_come(group) + self.settings.pool.max_waiting:
+            raise self._refusal(group)
+
+    def _refusal(self, group: Group) -> QueueFull:
+        self.metrics.leases_total.labels("refused").inc()
+        seconds = group.retry_after_seconds(asyncio.get_running_loop().time())
+        return QueueFull(retry_after_seconds=seconds)
+
+    def has_place(self, resume: str) -> bool:
+        """Does the token give back a place in a line, or the slot that was granted to it?"""
+        now = asyncio.get_running_loop().time()
+        return any(group.knows(resume, now) for group in self.groups.values())
 
     async def allocate_instance(self, request: LeaseRequest | str) -> Lease:
         """Wait for a slot and open a session on it.
@@ -133,19 +169,19 @@ class SttPool:
         if isinstance(request, str):
             request = LeaseRequest(request)
         loop = asyncio.get_running_loop()
-        group = self.group_of(self.mode_of(request.call_id))
+        group = self._group_for(request.call_id, request.resume)
+        group.book.rules = self._line_rules(self._to_come(group))
         try:
             waiter = group.enter(request, loop.time())
         except QueueFull:
-            self.metrics.leases_total.labels("refused").inc()
-            raise
+            raise self._refusal(group) from None
         try:
             self.supervisor.wanted(group)
             granted = await waiter.granted
             lease = self._lease(group, waiter, granted)
             await self.supervisor.bind(lease, group)
         except BaseException:  # whatever it was: the slot must go on to the next
-            self._take_back(group, waiter)
+            await self._take_back(group, waiter)
             raise
         return lease
 
@@ -169,10 +205,15 @@ class SttPool:
             await self.return_instance(lease)
 
     def keep_place(self, call_id: str) -> None:
-        """The connection of a waiting caller is lost: when its call ends its place is kept."""
+        """The connection of a caller is lost: if it waits, its place is kept for a while."""
+        now = asyncio.get_running_loop().time()
         for group in self.groups.values():
-            if (waiter := group.waiters.get(call_id)) is not None:
-                waiter.keeps_place = True
+            group.keep_place(call_id, now)
+
+    def give_up_place(self, call_id: str) -> bool:
+        """The caller hung up, be its connection there or lost. False when it has no place."""
+        now = asyncio.get_running_loop().time()
+        return any(group.give_up_place(call_id, now) for group in self.groups.values())
 
     def lease_of(self, call_id: str) -> Lease:
         """Raises UnknownCall when the call holds no slot."""
@@ -183,6 +224,9 @@ class SttPool:
 
     def _lease(self, group: Group, waiter: Waiter, granted: Granted) -> Lease:
         now = asyncio.get_running_loop().time()
+        hold = group.book.lease_of(granted.call)
+        if hold is None or hold.lease != granted.lease:
+            raise CallReplaced  # between the grant and now
         session = LeasedSession(
             self.options,
             keep_bytes=round(self.settings.pool.call_memory_mb * 1e6),
@@ -207,13 +251,15 @@ class SttPool:
         self.supervisor.publish()
         return lease
 
-    def _take_back(self, group: Group, waiter: Waiter) -> None:
+    async def _take_back(self, group: Group, waiter: Waiter) -> None:
         now = asyncio.get_running_loop().time()
         lease = group.leases.get(waiter.request.call_id)
         if lease is not None:
             self._release(group, lease, now)
         group.leave(waiter, now)
         self.supervisor.publish()
+        if lease is not None:
+            await lease.session.aclose()
 
     def _release(self, group: Group, lease: Lease, now: float) -> None:
         """Synchronous book-keeping: nothing can come between."""
