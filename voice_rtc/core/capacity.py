@@ -377,6 +377,20 @@ class Sizing:
     """A sentence for people."""
     limited_by: Literal["time", "memory", "settings"]
     """What would have to change for more."""
+    by_device: tuple[tuple[int, int], ...] = ()
+    """``dedicated`` on GPUs: index of each GPU and the engines that fit on it."""
+
+
+def engines_that_fit(
+    free_mb: float, reserve_mb: float = 4096.0, per_instance_mb: float = 3072.0
+) -> int:
+    """On one GPU: ``floor((free - reserve) / per_instance)``, the original plan's formula.
+
+    Raises ValueError for an engine without size.
+    """
+    if per_instance_mb <= 0:
+        raise ValueError(f"an engine cannot need {per_instance_mb} MB")
+    return max(math.floor((free_mb - reserve_mb) / per_instance_mb), 0)
 
 
 def dedicated_slots(
@@ -385,15 +399,12 @@ def dedicated_slots(
     per_instance_mb: float = 3072.0,
     hard_limit: int | None = None,
 ) -> int:
-    """Engines that fit: ``floor((free - reserve) / per_instance)`` of each GPU, summed.
+    """`engines_that_fit`, summed over GPUs: ``free_mb`` is the free memory of one or of each.
 
-    ``free_mb`` is the free memory of one GPU or of each. Never more than ``hard_limit``. Raises
-    ValueError for an instance without size.
+    Never more than ``hard_limit``. Raises ValueError for an engine without size.
     """
-    if per_instance_mb <= 0:
-        raise ValueError(f"an engine cannot need {per_instance_mb} MB")
     gpus = free_mb if isinstance(free_mb, Sequence) else (free_mb,)
-    fit = sum(max(math.floor((free - reserve_mb) / per_instance_mb), 0) for free in gpus)
+    fit = sum(engines_that_fit(free, reserve_mb, per_instance_mb) for free in gpus)
     return fit if hard_limit is None else min(fit, hard_limit)
 
 

@@ -8,7 +8,7 @@ the original plan's MemoryMonitor together with `pool.memory`.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -31,7 +31,8 @@ from voice_rtc.core.ladder import NAMES, Ladder, LadderRules, LadderStep, Readin
 from voice_rtc.engines.base import SttMode, SttQuality
 from voice_rtc.pool.gpu import GpuReadings, GpuSource
 from voice_rtc.pool.group import Group
-from voice_rtc.pool.memory import MemoryMonitor, Pressure
+from voice_rtc.pool.memory import MemoryMonitor, MemorySource, Pressure
+from voice_rtc.pool.placement import Needs, OnGpus, emptiest, rooms
 from voice_rtc.pool.probe import size_pool
 from voice_rtc.pool.replica import Replica, State
 from voice_rtc.pool.status import STEP_SECONDS, memory_mb, own_memory_mb
@@ -80,12 +81,15 @@ class RollingTimes:
 class Governor:
     """One per pool; its `tick` is called by the supervisor's loop."""
 
-    def __init__(self, pool: SttPool, supervisor: Supervisor, gpus: GpuSource) -> None:
+    def __init__(
+        self, pool: SttPool, supervisor: Supervisor, gpus: GpuSource, memory: MemorySource
+    ) -> None:
         self._pool = pool
         self._settings = pool.settings.pool
         self._supervisor = supervisor
         self._metrics = pool.metrics
         self._read_gpus = gpus
+        self._read_memory = memory
         self._gpus = gpus()
         self.finals = RollingTimes()
         self.partials = RollingTimes()
@@ -94,7 +98,9 @@ class Governor:
         self._gates: dict[SttMode, AdmissionGate] = {}
         self._gate = GateDecision(0, "open", "")
         self._alerts = AlertBook()
-        self._memory = MemoryMonitor(high=settings.memory_high, critical=settings.memory_critical)
+        self._memory = MemoryMonitor(
+            high=settings.memory_high, critical=settings.memory_critical, source=memory
+        )
         self._memory.on_pressure(self._pressure_changed)
         self.memory_fraction = 0.0
         """In use, of whichever memory is fullest."""
@@ -121,14 +127,17 @@ class Governor:
     async def size_group(self, group: Group, replica: Replica, *, fresh: bool = False) -> Sizing:
         """Find out how many slots the group should have, and give it those that exist now."""
         settings = self._settings
+        self._gpus = self._read_gpus()
+        engines = self._supervisor.engines(group.mode)
         sizing, self._curve = await size_pool(
             replica.engine,
             group.mode,
             self._pool.settings,
             self._gpus,
             fixed=self._fixed,
-            devices=1 + len(self.further_devices(replica)),
-            loaded=[each.device for each in self._loaded(group.mode)],
+            devices=max(len(self._loaded(group.mode)), 1),
+            loaded=[each.device for each in engines if each.state is not State.STARTING],
+            memory=self._read_memory,
             fresh=fresh,
             previous=self._curve,
         )
@@ -194,11 +203,42 @@ class Governor:
             return []
         return [gpu.index for gpu in self._gpus.usable[1:]]
 
-    def next_device(self, group: Group) -> int:
-        """The GPU with the fewest engines of the group."""
-        devices = [gpu.index for gpu in self._gpus.usable] or [0]
-        loaded = [replica.device for replica in self._supervisor.serving(group.mode)]
-        return min(devices, key=lambda device: (loaded.count(device), device))
+    def first_device(self, mode: SttMode) -> int:
+        """The GPU for the first engine of a mode: one that works alone goes where most is free."""
+        if mode == "shared":
+            return 0
+        gpus = sorted(self._gpus.usable, key=lambda gpu: (-gpu.free_mb, gpu.index))
+        return gpus[0].index if gpus else 0
+
+    def room(self, group: Group) -> int:
+        """Engines that could still be loaded for the group, by its target and by memory."""
+        wanted = self.target(group) - len(self._supervisor.engines(group.mode))
+        rooms = self._rooms(group.mode)
+        return max(0, wanted if rooms is None else min(wanted, sum(rooms.values())))
+
+    def next_device(self, group: Group) -> int | None:
+        """The GPU for one more engine of the group; None when no GPU has room."""
+        self._gpus = self._read_gpus()  # the newest engine may have come after the last reading
+        rooms = self._rooms(group.mode)
+        if rooms is None:
+            devices = [gpu.index for gpu in self._gpus.usable] or [0]
+        else:
+            devices = [device for device, room in rooms.items() if room > 0]
+        return emptiest(devices, Counter(r.device for r in self._supervisor.engines(group.mode)))
+
+    def _rooms(self, mode: SttMode) -> dict[int, int] | None:
+        """By GPU; None where none bounds the number: on a CPU, and when somebody fixed it."""
+        sizing = self._sizings.get(mode)
+        if sizing is None or not sizing.by_device:
+            return None
+        loading = [r for r in self._supervisor.replicas() if r.state is State.STARTING]
+        engines = OnGpus(
+            Counter(r.device for r in self._supervisor.engines(mode)),
+            Counter(r.device for r in loading),
+        )
+        pool = self._settings
+        needs = Needs(pool.reserved_memory_mb, pool.instance_memory_mb)
+        return rooms(dict(sizing.by_device), self._gpus.usable, engines, needs)
 
     def _loaded(self, mode: SttMode) -> list[Replica]:
         return [r for r in self._supervisor.serving(mode) if r.state is not State.STARTING]
@@ -222,6 +262,9 @@ class Governor:
         self._look_at_machine()
         self._climb(now)
         self._adapt_slots(now)
+        for group in self._pool.groups.values():
+            if group.book.waiting:
+                self._supervisor.wanted(group)  # there may be memory now that there was not
         self._unload_idle(now)
         self._look_for_alerts(now)
         self._return_from_fallback(now)
@@ -359,7 +402,7 @@ class Governor:
 
     def _unload_idle(self, now: float) -> None:
         """Engines that nobody needs: of ``dedicated`` all but one, of a mode gone by all."""
-        patience = self._settings.idle_unload_seconds
+        patience = self._settings.idle_unload_seconds if self.may_load else 0.0
         kept = {self._pool.mode, *((self._settings.rollout_mode,) if self._rolls_out else ())}
         for mode, group in self._pool.groups.items():
             loaded = self._loaded(mode)
@@ -368,7 +411,7 @@ class Governor:
                 continue
             if group.book.waiting or not self._supervisor.can_replace:
                 continue
-            spare = len(loaded) - least
+            spare = len(loaded) - max(least, group.lent if mode == "dedicated" else 0)
             for replica in reversed(loaded):
                 if spare <= 0:
                     break
@@ -379,7 +422,8 @@ class Governor:
                     group.remove_slot(now)
                 elif not group.leases:
                     group.resize(0, now)
-                self._supervisor.retire(replica, "nobody needs it")
+                if mode not in kept or not self._supervisor.keep_as_spare(replica):
+                    self._supervisor.retire(replica, "nobody needs it")
 
     @property
     def _rolls_out(self) -> bool:

@@ -35,13 +35,13 @@ from voice_rtc.core.capacity import (
     LatencyCurve,
     Sizing,
     Traffic,
-    dedicated_slots,
+    engines_that_fit,
     sustainable_callers,
 )
 from voice_rtc.engines.base import EngineInfo, SttEngine, SttMode, SupportsProbe
 from voice_rtc.errors import EngineError, EngineTimeout
 from voice_rtc.pool.gpu import NO_GPUS, GpuReadings
-from voice_rtc.pool.memory import MachineMemory, read_machine
+from voice_rtc.pool.memory import MachineMemory, MemorySource, read_machine
 
 _log = structlog.get_logger("voice_rtc.pool")
 
@@ -266,7 +266,7 @@ def sizing(settings: Settings, given: Circumstances) -> Sizing:
     wanted = _that_fits(settings, given, wanted)
     if wanted.slots > pool.max_slots:
         text = f"{wanted.explanation} pool.max_slots allows {pool.max_slots}."
-        return Sizing(pool.max_slots, wanted.source, text, "settings")
+        return replace(wanted, slots=pool.max_slots, explanation=text, limited_by="settings")
     return wanted
 
 
@@ -323,9 +323,12 @@ def _dedicated(settings: Settings, given: Circumstances) -> Sizing:
     if given.on_gpu and not any(gpu.total_mb for gpu in given.gpus.usable):
         why = given.gpus.problem or "No GPU was found."
         text = f"The memory of the GPU is not known, so no more engines are loaded. {why}"
-        return Sizing(max(given.recommended, 1), "engine", text, "memory")
+        return Sizing(max(len(given.loaded), 1), "engine", text, "memory")
     free, figures = _free_for_engines(settings, given)
-    fit = dedicated_slots(free, pool.reserved_memory_mb, pool.instance_memory_mb)
+    each = [
+        engines_that_fit(size, pool.reserved_memory_mb, pool.instance_memory_mb) for size in free
+    ]
+    fit = sum(each)
     slots = max(fit, 1)
     rule = f"{pool.instance_memory_mb} MB each with {pool.reserved_memory_mb} MB kept free"
     text = f"{slots} dedicated {'engine fits' if slots == 1 else 'engines fit'}, {rule}: {figures}."
@@ -333,7 +336,8 @@ def _dedicated(settings: Settings, given: Circumstances) -> Sizing:
         text = f"No dedicated engine fits, {rule}, but one is loaded: {figures}."
     by_memory = Sizing(slots, "formula", text, "memory")
     if given.on_gpu:
-        return by_memory
+        devices = (gpu.index for gpu in given.gpus.usable)
+        return replace(by_memory, by_device=tuple(zip(devices, each, strict=True)))
     if given.curve is None:
         in_time = max(given.recommended, given.cores)
         why = f"Not measured, and the engines share {given.cores} CPU cores: {in_time} are loaded."
@@ -375,7 +379,7 @@ def _that_fits(settings: Settings, given: Circumstances, wanted: Sizing) -> Sizi
         f"{wanted.explanation} The machine's {given.machine.available_mb:.0f} MB of free memory "
         f"hold {fit} calls."
     )
-    return Sizing(fit, wanted.source, text, "memory")
+    return replace(wanted, slots=fit, explanation=text, limited_by="memory")
 
 
 async def size_pool(
@@ -387,6 +391,7 @@ async def size_pool(
     fixed: int = 0,
     devices: int = 1,
     loaded: Sequence[int] = (0,),
+    memory: MemorySource = read_machine,
     measure: bool = True,
     fresh: bool = False,
     previous: LatencyCurve | None = None,
@@ -403,7 +408,7 @@ async def size_pool(
         engine.info,
         engine.recommended_slots,
         gpus,
-        read_machine(),
+        memory(()),
         fixed=fixed,
         devices=devices,
         cores=psutil.cpu_count() or 1,

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import structlog
 
-from voice_rtc.core.health import Observation, Ready, Replace, ReplicaHealth, Suspect
+from voice_rtc.core.health import (
+    Observation,
+    Ready,
+    Replace,
+    ReplicaHealth,
+    Restarts,
+    Suspect,
+)
 from voice_rtc.engines.base import (
     EngineSet,
     ReplicaSpec,
@@ -41,6 +48,7 @@ from voice_rtc.pool.governor import Governor
 from voice_rtc.pool.gpu import GpuSource
 from voice_rtc.pool.group import Group
 from voice_rtc.pool.lease import Lease
+from voice_rtc.pool.memory import MemorySource
 from voice_rtc.pool.probing import ProbeFailed, transcribe_probe
 from voice_rtc.pool.replica import Replica, Role, State
 
@@ -67,7 +75,9 @@ class Happening:
 class Supervisor:
     """One per pool. Its loop is a root: whatever breaks in it is logged, and it goes on."""
 
-    def __init__(self, pool: SttPool, engines: EngineSet, gpus: GpuSource) -> None:
+    def __init__(
+        self, pool: SttPool, engines: EngineSet, gpus: GpuSource, memory: MemorySource
+    ) -> None:
         self._pool = pool
         self._settings = pool.settings.pool
         self._metrics = pool.metrics
@@ -84,6 +94,9 @@ class Supervisor:
         self._isolated: dict[str, Replica] = {}
         self._replacing: set[str] = set()
         self._opening: set[SttMode] = set()
+        self._growth_failed = Restarts()
+        self._grow_from = 0.0
+        """Loop time before which no further engine is loaded on demand: the last one failed."""
         self._wake = asyncio.Event()
         self._quality = SttQuality()
         self._stopping = False
@@ -91,7 +104,7 @@ class Supervisor:
         self.loop_lag_seconds = 0.0
         self.on_step: Callable[[int, str, str], None] = lambda _step, _name, _text: None
         """Told of each change of the degradation ladder."""
-        self.governor = Governor(pool, self, gpus)
+        self.governor = Governor(pool, self, gpus, memory)
 
     # --------------------------------------------------------------------- life
 
@@ -107,11 +120,10 @@ class Supervisor:
         group = self._pool.group
         first = self._new_replica(mode, "serving", 0, self._first)
         self._enter_service(first)
+        await self._start_further(first)
         await self.governor.size_group(group, first)
         if self.can_replace:
             await self._probe(first)
-        for device in self.governor.further_devices(first):
-            await self._start_or_note(mode, "serving", device)
         self._spawn(self._watch(), "pool-supervisor")
         self._spawn(self._fill_spares(), "pool-spares")
         self.publish()
@@ -201,10 +213,20 @@ class Supervisor:
 
     async def start_replica(self, mode: SttMode, role: Role, device: int) -> Replica:
         """Load one more engine. Raises EngineError."""
+        replica = self._make_replica(mode, role, device)
+        await self._load(replica)
+        return replica
+
+    def _make_replica(self, mode: SttMode, role: Role, device: int) -> Replica:
+        """Not loaded, but counted from now on. Raises EngineError."""
         if self._factory is None:
             raise EngineUnavailable("this engine cannot be loaded a second time")
         engine = self._factory(ReplicaSpec(mode, device))
-        replica = self._new_replica(mode, role, device, engine)
+        return self._new_replica(mode, role, device, engine)
+
+    async def _load(self, replica: Replica) -> None:
+        """Raises EngineError; the replica is gone then."""
+        engine = replica.engine
         deadline = self._pool.settings.stt.load_deadline_seconds
         try:
             async with asyncio.timeout(deadline):
@@ -216,15 +238,22 @@ class Supervisor:
             await self._drop(replica)
             raise
         self._enter_service(replica)
-        return replica
 
     async def _start_or_note(self, mode: SttMode, role: Role, device: int) -> Replica | None:
         try:
             return await self.start_replica(mode, role, device)
         except EngineError as error:
-            self.note(f"a {role} replica could not be loaded: {error}")
-            _log.error("replica_start_failed", mode=mode, role=role, error=str(error))
+            self._note_not_loaded(mode, role, error)
             return None
+
+    def _note_not_loaded(self, mode: SttMode, role: Role, error: EngineError) -> None:
+        self.note(f"a {role} replica could not be loaded: {error}")
+        _log.error("replica_start_failed", mode=mode, role=role, error=str(error))
+
+    async def _start_further(self, first: Replica) -> None:
+        """A ``shared`` engine runs on every GPU."""
+        for device in self.governor.further_devices(first):
+            await self._start_or_note(first.mode, "serving", device)
 
     async def _drop(self, replica: Replica) -> None:
         replica.state = State.RETIRED
@@ -248,6 +277,14 @@ class Supervisor:
             and r.state in (State.STARTING, State.READY, State.SUSPECT)
         ]
 
+    def engines(self, mode: SttMode) -> list[Replica]:
+        """Those that serve and those in reserve, oldest first: all that take memory for a mode."""
+        return [*self.serving(mode), *self._spares(mode)]
+
+    def _spares(self, mode: SttMode) -> list[Replica]:
+        usable = (State.STARTING, State.READY)
+        return [r for r in self._all if r.role == "spare" and r.mode == mode and r.state in usable]
+
     def healthy(self) -> int:
         """Replicas that work."""
         return sum(r.state is State.READY and r.role == "serving" for r in self._all)
@@ -265,17 +302,34 @@ class Supervisor:
         if not serving or serving[0].heals_itself or not self.can_replace:
             return
         while not self._stopping and self.governor.may_load:
-            spares = [r for r in self._all if r.role == "spare"]
-            if len(spares) >= self._settings.spares:
+            group = self._pool.group
+            if len(self._spares(group.mode)) >= self._settings.spares:
                 return
-            if await self._start_or_note(self._pool.mode, "spare", 0) is None:
+            device = 0
+            if group.mode == "dedicated":  # where a spare is one of those that memory allows
+                found = self.governor.next_device(group) if self._room(group) > 0 else None
+                if found is None:
+                    return
+                device = found
+            spare = await self._start_or_note(group.mode, "spare", device)
+            if spare is None:
                 return
+            if spare.role == "serving":  # somebody came meanwhile
+                group.add_slot(asyncio.get_running_loop().time())
 
     def drop_spares(self, why: str) -> None:
         """Memory is short."""
         for replica in list(self._all):
             if replica.role == "spare" and replica.state is State.READY:
                 self.retire(replica, why)
+
+    def keep_as_spare(self, replica: Replica) -> bool:
+        """It serves no more, but stays loaded in reserve; False when there are enough."""
+        wanted = self._settings.spares if replica.mode == self._pool.mode else 0
+        if not self.governor.may_load or len(self._spares(replica.mode)) >= wanted:
+            return False
+        replica.role = "spare"
+        return True
 
     def refill_spares(self) -> None:
         """Memory is there again."""
@@ -482,24 +536,63 @@ class Supervisor:
         """Slots that could still be made on demand."""
         if group.mode != "dedicated" or not self.can_replace or not self.governor.may_load:
             return 0
-        return max(0, self.governor.target(group) - len(self.serving(group.mode)))
+        spares = len(self.engines(group.mode)) - len(self.serving(group.mode))
+        return self._room(group) + spares
+
+    def _room(self, group: Group) -> int:
+        """Engines that may still be loaded for the group."""
+        to_come = sum(name.startswith(f"{group.mode}-") for name in self._replacing)
+        return max(0, self.governor.room(group) - to_come)
 
     def wanted(self, group: Group) -> None:
-        """Somebody asked the group for a slot: load an engine for it where that is the way."""
+        """Somebody waits in the group: load an engine for it where that is the way."""
         if not self.serving(group.mode):
             if self.can_replace and group.mode not in self._opening and not group.slots:
                 self._opening.add(group.mode)
                 self._spawn(self._open_group_in_background(group), f"open-{group.mode}")
             return
-        loading = sum(r.state is State.STARTING for r in self.serving(group.mode))
-        if group.book.waiting > loading and self.growth(group) > 0:
-            self._spawn(self._grow(group), f"grow-{group.mode}")
+        now = asyncio.get_running_loop().time()
+        while now >= self._grow_from and self._lacks_engines(group) and self.growth(group) > 0:
+            if not self._grow(group, now):
+                return
 
-    async def _grow(self, group: Group) -> None:
-        replica = await self._start_or_note(group.mode, "serving", self.governor.next_device(group))
-        if replica is not None:
-            group.add_slot(asyncio.get_running_loop().time())
-            self.publish()
+    def _lacks_engines(self, group: Group) -> bool:
+        loading = sum(r.state is State.STARTING for r in self.serving(group.mode))
+        return group.book.waiting > loading
+
+    def _grow(self, group: Group, now: float) -> bool:
+        """One more engine for those who wait: the spare, else one that is loaded now."""
+        spare = next(iter(self._spares(group.mode)), None)
+        if spare is not None:
+            spare.role = "serving"
+            if spare.state is State.READY:
+                group.add_slot(now)
+            self.refill_spares()
+            return True
+        device = self.governor.next_device(group)
+        if device is None:
+            return False
+        try:
+            replica = self._make_replica(group.mode, "serving", device)
+        except EngineError as error:
+            self._not_grown(group, error)
+            return False
+        self._spawn(self._load_for(group, replica), f"grow-{replica.name}")
+        return True
+
+    async def _load_for(self, group: Group, replica: Replica) -> None:
+        try:
+            await self._load(replica)
+        except EngineError as error:
+            self._not_grown(group, error)
+            return
+        group.add_slot(asyncio.get_running_loop().time())
+        self.publish()
+
+    def _not_grown(self, group: Group, error: EngineError) -> None:
+        self._note_not_loaded(group.mode, "serving", error)
+        now = asyncio.get_running_loop().time()
+        self._grow_from = now + self._growth_failed.died(now)
 
     async def _open_group_in_background(self, group: Group) -> None:
         try:
@@ -512,7 +605,10 @@ class Supervisor:
         self._opening.add(group.mode)
         try:
             if not self.serving(group.mode):
-                first = await self.start_replica(group.mode, "serving", 0)
+                first = await self.start_replica(
+                    group.mode, "serving", self.governor.first_device(group.mode)
+                )
+                await self._start_further(first)
                 await self.governor.size_group(group, first)
                 self.publish()
         finally:
