@@ -91,6 +91,8 @@ class Outcome:
     late_seconds: float = 0.0
     """How late audio was fed at worst: the bench itself did not keep up."""
     warm_up_seconds: float = 0.0
+    load_seconds: float = 0.0
+    """Until every caller had its slot."""
     memory_mb: float = 0.0
     gpu_mb: float = 0.0
 
@@ -114,6 +116,7 @@ async def run_case(
         return WhisperStt(replace(whisper, mode=spec.mode, full_windows=full, encoder=case.encoder))
 
     before = sum(gpu.used_mb for gpu in read_gpus().gpus)
+    started = asyncio.get_running_loop().time()
     first = make(ReplicaSpec(case.mode))
     await first.start()
     nothing = cast(Any, None)
@@ -122,6 +125,7 @@ async def run_case(
     try:
         async with SttPool(settings, engines, Metrics(), read_gpus).running() as pool:
             leases = await _allocate(pool, case.callers)
+            outcome.load_seconds = asyncio.get_running_loop().time() - started
             pids = [pid for r in pool.supervisor.replicas() for pid in r.engine_health().pids]
             async with asyncio.TaskGroup() as tasks:
                 for number, lease in enumerate(leases):
@@ -179,7 +183,7 @@ async def _talk(
             if finished >= warm:
                 _count(result, clip, loop.time() - finished, outcome)
             pause = len(clip.samples) / LISTEN_RATE_HZ * (1 / _TALK_SHARE - 1)
-            await asyncio.sleep(dice.exponential(pause))
+            await asyncio.sleep(min(dice.exponential(pause), end - loop.time()))
         reader.cancel()
 
 
@@ -324,7 +328,8 @@ async def _measure(arguments: argparse.Namespace, model: str, times: Times) -> l
         got = await run_case(case, clips, times, whisper)
         rows.append((case, got))
         print(
-            f"{text}: {len(got.finals)} finals p50 {got.p(0.5):.3f} p95 {got.p(0.95):.3f} s, "
+            f"{text}: loaded in {got.load_seconds:.1f} s, {len(got.finals)} finals, "
+            f"p50 {got.p(0.5):.3f} p95 {got.p(0.95):.3f} s, "
             f"{got.failed} failed, {got.partials} partials, errors {got.errors}/{got.words}, "
             f"fed late by {got.late_seconds:.2f} s, {got.memory_mb:.0f} MB, "
             f"GPU {got.gpu_mb:.0f} MB",
