@@ -147,7 +147,7 @@ class SttPool:
             raise Overloaded(self.supervisor.refusal)
         group = self.group_of(self.mode_of(call_id))
         ahead = sum(self.mode_of(each) == group.mode for each in coming) + group.book.waiting
-        free = max(0, group.slots - group.lent)
+        free = group.book.statistics().free
         if ahead >= free + self._to_come(group) + self.settings.pool.max_waiting:
             raise self._refusal(group)
 
