@@ -563,16 +563,24 @@ async def test_a_head_start_goes_by_the_address_of_the_offer(head_starts: Json) 
 
 async def test_each_mode_has_a_line_of_its_own_with_true_positions() -> None:
     chosen = EngineSet(ThresholdVad(), EchoStt(), EchoLlm(), ToneTts(), (), EchoStt)
-    async with line(chosen, pool={"spares": 0}) as (server, join):
-        old = await join()
-        assert (await place(old, 1))["waiting"] == 1
-        await pool_of(server).switch_mode("single")
-        async with pool_of(server).lease("other-holder"):
-            new = await join()
-            assert (await place(new, 1))["waiting"] == 1
-            assert figures(server) == (2, 2, 2)
-        await new.event(GRANTED)
-        await free_slot(server)
-        await old.event(GRANTED)
-        modes = [pool_of(server).lease_of(caller.call_id).mode for caller in (old, new)]
-        assert modes == ["shared", "single"]
+    rollout = {**QUIET, "spares": 0, "rollout_mode": "single", "rollout_share": 0.5}
+    async with asyncio.timeout(30), serving(chosen, pool=rollout) as server, AsyncExitStack() as it:
+        pool = pool_of(server)
+        modes = {pool.mode_of(name): name for name in (f"holder-{n}" for n in range(50))}
+        for name in modes.values():
+            await it.enter_async_context(pool.lease(name))
+        lines: dict[str, list[Caller]] = {"shared": [], "single": []}
+        while len(lines["single"]) < 2 or not lines["shared"]:  # which one is left to chance
+            caller = await it.enter_async_context(calling(server.url))
+            mine = lines[pool.mode_of(caller.call_id)]
+            mine.append(caller)
+            assert (await place(caller, len(mine)))["waiting"] == len(mine)
+        await pool.return_instance(pool.lease_of(modes["single"]))
+        first, *others = lines["single"]
+        await first.event(GRANTED)
+        assert pool.lease_of(first.call_id).mode == "single"
+        for position, caller in enumerate(others, start=1):
+            await place(caller, position)
+        for position, caller in enumerate(lines["shared"], start=1):
+            told = {e["position"] for _, e in caller.events if e["type"] == UPDATED}
+            assert told == {position} and GRANTED not in caller.types()
