@@ -42,7 +42,8 @@ async def full(
 ) -> AsyncIterator[Server]:
     """A server whose slots are taken, by nobody who would need a connection."""
     pool = {**QUIET, **settings.pop("pool", {})}
-    async with asyncio.timeout(seconds), serving(chosen, pool=pool, **settings) as server:
+    quick = EngineSet(ThresholdVad(), ScriptedStt(), EchoLlm(), ToneTts(seconds_per_character=0.01))
+    async with asyncio.timeout(seconds), serving(chosen or quick, pool=pool, **settings) as server:
         async with AsyncExitStack() as holders:
             for number in range(pool["slots"]):
                 await holders.enter_async_context(pool_of(server).lease(f"holder-{number}"))
