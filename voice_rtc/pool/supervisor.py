@@ -486,7 +486,9 @@ class Supervisor:
 
     def _rebind(self, now: float) -> None:
         for call_id, lease in list(self._unbound.items()):
-            if call_id in self._binding or self._retry[call_id][1] > now:
+            # Without an entry a Final came meanwhile, of the engine that is being replaced.
+            _, not_before = self._retry.get(call_id, (0, now))
+            if call_id in self._binding or not_before > now:
                 continue
             replica = self._choose(lease)
             if replica is None:
