@@ -456,6 +456,9 @@ class Supervisor:
         replica.bind(lease)
         try:
             opened = await replica.engine.open(lease.session.options)
+            if replica.leases.get(lease.call_id) is not lease:
+                await opened.aclose()  # replaced while it opened: another has the lease, or will
+                return
             attached = await lease.session.attach(opened, why, replica)
         except BaseException:
             replica.unbind(lease.call_id, asyncio.get_running_loop().time())
