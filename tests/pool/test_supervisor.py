@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
-from tests.pool.test_pool import rig, story, transcribe, until
+from tests.pool.test_pool import Rig, rig, story, transcribe, until
 from tests.support.echo_stt import EchoSession, EchoStt, said
-from voice_rtc.engines.base import STT_AS_CONFIGURED, SttOptions
+from voice_rtc.engines.base import STT_AS_CONFIGURED, ReplicaSpec, SttEngine, SttOptions
+from voice_rtc.errors import EngineCrashed, StateError
 
 
 def test_a_final_that_comes_while_its_engine_is_replaced_stops_nothing() -> None:
@@ -66,5 +67,91 @@ def test_a_session_that_a_dead_engine_opens_late_is_not_used(
             assert it.engine_of(lease) is it.engines[1]
             assert not it.engines[0].sessions
             await it.pool.return_instance(lease)
+
+    story(run)
+
+
+# --------------------------------------------------------------------------- isolated calls
+
+
+def loads_in(engine: EchoStt, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading the engine takes so long."""
+
+    async def slowly() -> None:
+        await asyncio.sleep(seconds)
+        if engine.start_error is not None:
+            raise engine.start_error
+
+    monkeypatch.setattr(engine, "start", slowly)
+
+
+def loading_takes(it: Rig, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for all engines to come."""
+    supervisor = it.pool.supervisor
+    make = supervisor._factory
+    assert make is not None
+
+    def slow(spec: ReplicaSpec) -> SttEngine:
+        engine = make(spec)
+        assert isinstance(engine, EchoStt)
+        loads_in(engine, seconds, monkeypatch)
+        return engine
+
+    monkeypatch.setattr(supervisor, "_factory", slow)
+
+
+def test_isolating_a_call_twice_at_once_loads_one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other stayed in memory for ever."""
+
+    async def run() -> None:
+        async with rig(isolated_calls=1) as it, it.pool.lease("a"), it.pool.lease("b"):
+            loading_takes(it, 1.0, monkeypatch)
+            answers = await asyncio.gather(
+                *(it.pool.isolate(call) for call in "aab"), return_exceptions=True
+            )
+            assert [type(answer) for answer in answers] == [str, StateError, StateError]
+            assert len(it.loaded) == 2
+
+    story(run)
+
+
+def test_an_isolated_engine_that_fails_at_once_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with rig() as it, it.pool.lease("a") as lease:
+            make = it.pool.supervisor._factory
+            assert make is not None
+
+            def failing(spec: ReplicaSpec) -> SttEngine:
+                engine = make(spec)
+                if len(it.engines) == 2:
+
+                    async def refuse(_options: SttOptions) -> EchoSession:
+                        it.engines[1].kill()
+                        raise EngineCrashed("gone")
+
+                    monkeypatch.setattr(engine, "open", refuse)
+                return engine
+
+            monkeypatch.setattr(it.pool.supervisor, "_factory", failing)
+            await it.pool.isolate("a")
+            assert await transcribe(lease, 1, 5) == said(5, 960)
+            assert it.engine_of(lease) is it.engines[2]
+
+    story(run)
+
+
+def test_a_call_that_ends_while_its_own_engine_is_replaced_leaves_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        async with rig() as it:
+            async with it.pool.lease("a"):
+                await it.pool.isolate("a")
+                loading_takes(it, 1.0, monkeypatch)
+                it.engines[1].kill()
+                await until(lambda: len(it.engines) == 3)
+            await asyncio.sleep(3.0)
+            assert it.loaded == it.engines[:1]
+            assert [replica.role for replica in it.pool.supervisor.replicas()] == ["serving"]
 
     story(run)

@@ -92,6 +92,8 @@ class Supervisor:
         """Call id -> attempts to bind it since it last worked, loop time of the next."""
         self._binding: set[str] = set()
         self._isolated: dict[str, Replica] = {}
+        self._isolating: set[str] = set()
+        """Calls whose own replica is being loaded."""
         self._replacing: set[str] = set()
         self._opening: set[SttMode] = set()
         self._growth_failed = Restarts()
@@ -421,8 +423,10 @@ class Supervisor:
                 self.note(f"the successor of {replica.name} is loaded in {wait:g} s")
                 await asyncio.sleep(wait)
             heir = await self._start_or_note(replica.mode, replica.role, replica.device)
-            if heir is not None:
+            if heir is not None and self._is_needed(replica):
                 self._replace_in_isolation(replica, heir)
+            elif heir is not None:
+                self.retire(heir, "its call is over")
         self._replacing.discard(replica.name)
         self._wake.set()
         await self._fill_spares()
@@ -637,14 +641,18 @@ class Supervisor:
         """Give one call a replica of its own. Raises StateError."""
         if not self.can_replace:
             raise StateError("this engine cannot be loaded a second time")
-        if lease.call_id in self._isolated:
+        calls = self._isolated.keys() | self._isolating
+        if lease.call_id in calls:
             raise StateError("the call has a replica of its own already")
-        if len(self._isolated) >= self._settings.isolated_calls:
+        if len(calls) >= self._settings.isolated_calls:
             raise StateError("pool.isolated_calls calls have a replica of their own already")
+        self._isolating.add(lease.call_id)
         try:
             replica = await self.start_replica("dedicated", "isolated", 0)
         except EngineError as error:
             raise StateError(f"no replica could be loaded: {error}") from error
+        finally:
+            self._isolating.discard(lease.call_id)
         now = asyncio.get_running_loop().time()
         if self._pool.groups[lease.mode].leases.get(lease.call_id) is not lease:
             self.retire(replica, "its call is over")
@@ -652,7 +660,10 @@ class Supervisor:
         self._isolated[lease.call_id] = replica
         if (old := self._holder(lease)) is not None:
             old.unbind(lease.call_id, now)
-        await self._attach(lease, replica, "isolated")
+        try:
+            await self._attach(lease, replica, "isolated")
+        except EngineError as error:
+            self.trouble(lease, error, replica)
         self.note(f"a call was given the replica {replica.name} of its own")
         return f"The call has the replica {replica.name} of its own."
 
