@@ -155,3 +155,22 @@ def test_a_call_that_ends_while_its_own_engine_is_replaced_leaves_none(
             assert [replica.role for replica in it.pool.supervisor.replicas()] == ["serving"]
 
     story(run)
+
+
+def test_an_isolated_call_is_served_by_the_others_while_its_own_engine_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        async with rig(slots=1) as it, it.pool.lease("a") as lease:
+            await it.pool.isolate("a")
+            loading_takes(it, 5.0, monkeypatch)
+            own = it.engine_of(lease)
+            own.kill()
+            async with asyncio.timeout(1.0):
+                assert await transcribe(lease, 1, 5) == said(5, 960)
+            assert it.engine_of(lease) is it.engines[0]
+            await until(lambda: it.engine_of(lease) is it.engines[2])
+            assert await transcribe(lease, 2, 6) == said(6, 960)
+            assert not it.engines[0].sessions
+
+    story(run)

@@ -407,10 +407,11 @@ class Supervisor:
                 return spare
         return None
 
-    def _replace_in_isolation(self, old: Replica, new: Replica) -> None:
-        for call_id, replica in list(self._isolated.items()):
-            if replica is old:
-                self._isolated[call_id] = new
+    def _replace_in_isolation(self, old: Replica, new: Replica) -> list[str]:
+        """Call ids whose own replica the new one is now: one at most."""
+        calls = [call_id for call_id, replica in self._isolated.items() if replica is old]
+        self._isolated.update(dict.fromkeys(calls, new))
+        return calls
 
     async def _succeed(self, replica: Replica, heir: Replica | None, reason: str) -> None:
         error = EngineCrashed(f"{replica.name} was replaced: {reason}")
@@ -424,7 +425,8 @@ class Supervisor:
                 await asyncio.sleep(wait)
             heir = await self._start_or_note(replica.mode, replica.role, replica.device)
             if heir is not None and self._is_needed(replica):
-                self._replace_in_isolation(replica, heir)
+                for call_id in self._replace_in_isolation(replica, heir):
+                    await self._move(self._pool.lease_of(call_id), heir)
             elif heir is not None:
                 self.retire(heir, "its call is over")
         self._replacing.discard(replica.name)
@@ -457,6 +459,7 @@ class Supervisor:
             self.trouble(lease, error, replica)
 
     async def _attach(self, lease: Lease, replica: Replica, why: str) -> None:
+        self._unbound.pop(lease.call_id, None)
         replica.bind(lease)
         try:
             opened = await replica.engine.open(lease.session.options)
@@ -469,6 +472,15 @@ class Supervisor:
             raise
         if not attached or replica.leases.get(lease.call_id) is not lease:
             replica.unbind(lease.call_id, asyncio.get_running_loop().time())
+
+    async def _move(self, lease: Lease, replica: Replica) -> None:
+        """From whichever replica serves the lease to this one."""
+        if (old := self._holder(lease)) is not None:
+            old.unbind(lease.call_id, asyncio.get_running_loop().time())
+        try:
+            await self._attach(lease, replica, replica.role)
+        except EngineError as error:
+            self.trouble(lease, error, replica)
 
     def unbind(self, lease: Lease) -> None:
         """The lease is over."""
@@ -520,8 +532,10 @@ class Supervisor:
             self._binding.discard(lease.call_id)
 
     def _choose(self, lease: Lease) -> Replica | None:
-        if (own := self._isolated.get(lease.call_id)) is not None:
-            return own if own.usable else None
+        own = self._isolated.get(lease.call_id)
+        if own is not None and own.usable:
+            return own
+        # While its own is replaced the others serve it.
         alone = lease.mode == "dedicated"
         fitting = [
             replica
@@ -653,17 +667,11 @@ class Supervisor:
             raise StateError(f"no replica could be loaded: {error}") from error
         finally:
             self._isolating.discard(lease.call_id)
-        now = asyncio.get_running_loop().time()
         if self._pool.groups[lease.mode].leases.get(lease.call_id) is not lease:
             self.retire(replica, "its call is over")
             raise StateError("the call ended meanwhile")
         self._isolated[lease.call_id] = replica
-        if (old := self._holder(lease)) is not None:
-            old.unbind(lease.call_id, now)
-        try:
-            await self._attach(lease, replica, "isolated")
-        except EngineError as error:
-            self.trouble(lease, error, replica)
+        await self._move(lease, replica)
         self.note(f"a call was given the replica {replica.name} of its own")
         return f"The call has the replica {replica.name} of its own."
 
