@@ -8,6 +8,7 @@ import pytest
 
 from tests.pool.test_pool import Rig, rig, story, transcribe, until
 from tests.support.echo_stt import EchoSession, EchoStt, said
+from tests.support.virtual_time import VirtualTimeLoop
 from voice_rtc.engines.base import STT_AS_CONFIGURED, ReplicaSpec, SttEngine, SttOptions
 from voice_rtc.errors import EngineCrashed, StateError
 
@@ -172,5 +173,29 @@ def test_an_isolated_call_is_served_by_the_others_while_its_own_engine_is_replac
             await until(lambda: it.engine_of(lease) is it.engines[2])
             assert await transcribe(lease, 2, 6) == said(6, 960)
             assert not it.engines[0].sessions
+
+    story(run)
+
+
+# ----------------------------------------------------------------------------- whose silence
+
+
+def test_a_loop_that_stood_still_accuses_no_engine_even_when_it_is_woken() -> None:
+    """The answer to the heartbeat is in the pipe, behind the wake-up in the loop's queue."""
+
+    async def run() -> None:
+        async with rig(seconds=0.1) as it, it.pool.lease("a") as lease:
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, VirtualTimeLoop)
+            engine = it.engines[0]
+            await asyncio.sleep(0.45)
+            engine.stop()
+            await asyncio.sleep(0.2)  # a heartbeat is sent, and the next look is a while off
+            it.pool.supervisor._wake.set()
+            loop.pass_time(2.0)
+            await asyncio.sleep(0)
+            engine.stopped, engine._silent_since = False, None
+            assert await transcribe(lease, 1, 5) == said(5, 960)
+            assert it.engines == [engine] and it.count("stt_replays_total", reason="silent") == 0
 
     story(run)

@@ -45,6 +45,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Virtual seconds since the loop was made."""
         return self._jump.now
 
+    def pass_time(self, seconds: float) -> None:
+        """As if a task had kept the loop busy for so long."""
+        self._jump.now += seconds
+
 
 def run_virtual(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run ``coroutine`` on a loop of its own; fails when it leaves tasks behind."""

@@ -168,7 +168,7 @@ class Supervisor:
             woken = self._wake.is_set()
             self._wake.clear()
             now = loop.time()
-            lag = 0.0 if woken else max(0.0, now - due)
+            lag = max(0.0, now - due)  # 0.0 when woken, unless the loop stood still meanwhile
             if not woken:
                 self.loop_lag_seconds = lag
                 self._metrics.loop_lag_seconds.observe(lag)
