@@ -308,6 +308,21 @@ async def test_heartbeats_are_answered(scripted: WhisperStt) -> None:
     assert scripted.health().batch_mean == 1.0
 
 
+async def test_a_heartbeat_that_cannot_be_sent_is_an_unanswered_one(whisper: WhisperStt) -> None:
+    """Its stdin broke and its end is not known yet; whoever looks must not fail by that."""
+    pid = pid_of(whisper)
+    await until(lambda: whisper._ping_sent_at is None)
+    assert whisper._process is not None
+    stdin = whisper._process._stdin()
+    assert stdin is not None
+    os.kill(pid, signal.SIGSTOP)
+    stdin.abort()
+    whisper.health()
+    await asyncio.sleep(0.01)
+    assert whisper.health().silent_seconds > 0.0
+    whisper.abort(EngineCrashed("silent"))
+
+
 async def test_a_killed_worker_fails_every_open_utterance(whisper: WhisperStt) -> None:
     waits, talks, idle = [await whisper.open() for _ in range(3)]
     os.kill(pid_of(whisper), signal.SIGSTOP)

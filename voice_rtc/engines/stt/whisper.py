@@ -349,8 +349,8 @@ class WhisperStt:
         self._ping_sent_at = now
         try:
             self._send(protocol.Ping(next(self._pings)))
-        except EngineTimeout as error:
-            # It does not read: the silence grows from here, and who watches will act.
+        except EngineError as error:
+            # It does not read, or cannot: the silence grows from here, and who watches will act.
             _log.debug("stt_worker_stuck", error=str(error))
 
     def _frame(self, payload: bytes) -> None:
