@@ -234,6 +234,17 @@ def test_a_probe_is_slow_by_both_measures_or_not_at_all(first, later):
     assert replica.verdict == Ready()
 
 
+@pytest.mark.parametrize(("silent", "verdict"), [(59.0, Ready), (61.0, Replace)])
+def test_one_that_loads_may_be_silent_for_long_and_not_for_ever(silent, verdict):
+    seen = replace(FINE, silent_seconds=silent)
+    assert type(health().observe(100.0, seen, loading=True)) is verdict
+
+
+def test_one_that_is_stopped_while_it_loads_is_not_waited_for():
+    stopped = replace(FINE, process_states=("T",))
+    assert isinstance(health().observe(1.0, stopped, loading=True), Replace)
+
+
 # ------------------------------------------------------------------------------------ restarts
 
 

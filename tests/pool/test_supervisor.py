@@ -10,7 +10,8 @@ from tests.pool.test_pool import Rig, rig, story, transcribe, until
 from tests.support.echo_stt import EchoSession, EchoStt, said
 from tests.support.virtual_time import VirtualTimeLoop
 from voice_rtc.engines.base import STT_AS_CONFIGURED, ReplicaSpec, SttEngine, SttOptions
-from voice_rtc.errors import EngineCrashed, StateError
+from voice_rtc.errors import EngineCrashed, EngineUnavailable, StateError
+from voice_rtc.pool.replica import State
 
 
 def test_a_final_that_comes_while_its_engine_is_replaced_stops_nothing() -> None:
@@ -197,5 +198,88 @@ def test_a_loop_that_stood_still_accuses_no_engine_even_when_it_is_woken() -> No
             engine.stopped, engine._silent_since = False, None
             assert await transcribe(lease, 1, 5) == said(5, 960)
             assert it.engines == [engine] and it.count("stt_replays_total", reason="silent") == 0
+
+    story(run)
+
+
+# ------------------------------------------------------------------------------ while it loads
+
+
+class Loading(EchoStt):
+    """Takes 3 s to load, and meanwhile is alive, stopped or dead as it is told."""
+
+    async def start(self) -> None:
+        for _ in range(30):
+            await asyncio.sleep(0.1)
+            while self.stopped and self.failure is None:  # noqa: ASYNC110 - it hangs
+                await asyncio.sleep(0.1)
+            if self.failure is not None:
+                raise EngineUnavailable(f"it cannot be loaded: {self.failure}")
+
+
+def loads_three_seconds(it: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(spec: ReplicaSpec) -> Loading:
+        it.engines.append(Loading(spec, seconds=0.05))
+        return it.engines[-1]  # type: ignore[return-value]
+
+    monkeypatch.setattr(it.pool.supervisor, "_factory", make)
+
+
+def test_a_successor_that_hangs_while_it_loads_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not after the load deadline, which allows for a download: the calls wait."""
+
+    async def run() -> None:
+        async with rig() as it, it.pool.lease("a") as lease, asyncio.TaskGroup() as tasks:
+            loads_three_seconds(it, monkeypatch)
+            task = tasks.create_task(transcribe(lease, 1, 5))
+            await asyncio.sleep(0)
+            it.engines[0].kill()
+            await until(lambda: len(it.engines) == 2)
+            it.engines[1].stop()
+            async with asyncio.timeout(70.0):
+                assert await task == said(5, 960)
+            assert len(it.engines) == 3
+
+    story(run)
+
+
+def test_what_it_did_not_answer_while_it_loaded_is_forgiven(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        async with rig() as it, it.pool.lease("a") as lease, asyncio.TaskGroup() as tasks:
+            loads_three_seconds(it, monkeypatch)
+            task = tasks.create_task(transcribe(lease, 1, 5))
+            await asyncio.sleep(0)
+            it.engines[0].kill()
+            await until(lambda: len(it.engines) == 2)
+            loop = asyncio.get_running_loop()
+            it.engines[1]._silent_since = loop.time()
+            (replica,) = it.pool.supervisor.replicas()
+            await until(lambda: replica.state is State.READY)
+            loop.call_later(0.005, setattr, it.engines[1], "_silent_since", None)
+            assert await task == said(5, 960)
+            assert len(it.engines) == 2
+
+    story(run)
+
+
+def test_an_operator_restarts_one_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets one successor, as any that does not load, and not two."""
+
+    async def run() -> None:
+        async with rig() as it, it.pool.lease("a") as lease, asyncio.TaskGroup() as tasks:
+            loads_three_seconds(it, monkeypatch)
+            task = tasks.create_task(transcribe(lease, 1, 5))
+            await asyncio.sleep(0)
+            it.engines[0].kill()
+            await until(lambda: len(it.engines) == 2)
+            (replica,) = it.pool.supervisor.replicas()
+            await it.pool.restart(replica.name)
+            assert await task == said(5, 960)
+            await asyncio.sleep(10.0)
+            assert len(it.engines) == 3 and it.loaded == it.engines[2:]
 
     story(run)

@@ -14,6 +14,7 @@ What leads there:
     the engine says that its worker is gone                          Replace
     a process is stopped, traced, a zombie or dead                   Replace
     a heartbeat unanswered for ``hang_seconds``, our own tick lived  Replace
+    the same for ``loading_hang_seconds``, while it loads            Replace
     one batch takes far longer than the worst that was measured      Replace
     a request failed because the worker is gone                      Replace
     out of GPU memory, or a corrupt result                           Replace, quarantine
@@ -96,6 +97,8 @@ class HealthRules:
 
     hang_seconds: float = 0.75
     """A heartbeat unanswered for longer is a hang."""
+    loading_hang_seconds: float = 60.0
+    """The same while a replica loads: whole libraries are read then, with nobody to answer."""
     late_seconds: float = 0.25
     """An observation that came so late says nothing about silence."""
     busy_floor_seconds: float = 5.0
@@ -146,12 +149,13 @@ class ReplicaHealth:
         """The newest."""
         return self._verdict
 
-    def observe(self, now: float, seen: Observation) -> Verdict:
+    def observe(self, now: float, seen: Observation, *, loading: bool = False) -> Verdict:
         """Judge a look at the replica; to be called at each tick of the supervision."""
+        patience = self.rules.loading_hang_seconds if loading else self.rules.hang_seconds
         if seen.failure is not None:
             text = seen.failure_text or seen.failure
             return self._replace(text, seen.failure in QUARANTINE_CODES)
-        reason = self._gone(seen) or self._stuck(seen) or self._hung(now, seen)
+        reason = self._gone(seen) or self._stuck(seen) or self._hung(now, seen, patience)
         return self._replace(reason) if reason else self._verdict
 
     def failed(self, now: float, code: str, text: str = "") -> Verdict:
@@ -193,7 +197,7 @@ class ReplicaHealth:
             return f"stuck: one batch has taken {seen.busy_seconds:.1f} s"
         return ""
 
-    def _hung(self, now: float, seen: Observation) -> str:
+    def _hung(self, now: float, seen: Observation, patience: float) -> str:
         began = now - seen.silent_seconds
         if seen.silent_seconds <= 0.0 or began > self._silence_began + _SAME_SILENCE_SECONDS:
             self._silence_began = began
@@ -201,7 +205,7 @@ class ReplicaHealth:
         if seen.lateness_seconds > self.rules.late_seconds:
             self._our_share += seen.lateness_seconds
             return ""
-        if seen.silent_seconds - self._our_share > self.rules.hang_seconds:
+        if seen.silent_seconds - self._our_share > patience:
             return f"silent for {seen.silent_seconds:.1f} s"
         return ""
 

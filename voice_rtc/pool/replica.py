@@ -51,6 +51,8 @@ class Replica:
         """Why it is in its state, for people."""
         self.born = now
         self.idle_since = now
+        self.watched_since = now
+        """When it was loaded; until then, when its loading began."""
         self.leases: dict[str, Lease] = {}
         """Call id -> lease that it serves."""
         self.failures = 0

@@ -210,7 +210,7 @@ class Supervisor:
         if isinstance(engine, SupportsTiming):
             engine.on_timing = lambda timing: self._timed(replica.mode, timing)
         replica.state = State.READY
-        replica.idle_since = asyncio.get_running_loop().time()
+        replica.idle_since = replica.watched_since = asyncio.get_running_loop().time()
         self._wake.set()
 
     async def start_replica(self, mode: SttMode, role: Role, device: int) -> Replica:
@@ -340,14 +340,17 @@ class Supervisor:
     # ------------------------------------------------------------------- health
 
     def _check(self, replica: Replica, now: float, lag: float) -> None:
-        if replica.state not in (State.READY, State.SUSPECT) or replica.name in self._replacing:
+        watched = (State.STARTING, State.READY, State.SUSPECT)
+        if replica.state not in watched or replica.name in self._replacing:
             return
+        loading = replica.state is State.STARTING
         health = replica.engine_health()
         if replica.heals_itself:
             return
         failure = health.failure
         seen = Observation(
-            silent_seconds=health.silent_seconds,
+            # What it did not answer while it loaded is not held against it afterwards.
+            silent_seconds=min(health.silent_seconds, now - replica.watched_since),
             busy_seconds=health.busy_seconds,
             process_states=_process_states(health.pids),
             failure=None if failure is None else failure.code,
@@ -355,7 +358,11 @@ class Supervisor:
             worst_batch_seconds=self.governor.worst_batch_seconds,
             lateness_seconds=lag,
         )
-        match replica.health.observe(now, seen):
+        match replica.health.observe(now, seen, loading=loading):
+            case Replace(reason=reason) if loading:
+                self._give_up_loading(replica, reason)
+            case _ if loading:
+                return
             case Ready():
                 replica.state, replica.reason = State.READY, ""
             case Suspect(reason=reason):
@@ -364,6 +371,15 @@ class Supervisor:
                 replica.state, replica.reason = State.SUSPECT, reason
             case Replace(reason=reason, quarantine=quarantine):
                 self.order_replacement(replica, reason, quarantine=quarantine)
+
+    def _give_up_loading(self, replica: Replica, reason: str) -> None:
+        """Who loads it hears that it failed, and does what is to be done then."""
+        if replica.reason:
+            return
+        replica.reason = reason
+        self.note(f"replica {replica.name} is given up while it loads: {reason}")
+        if isinstance(replica.engine, SupportsHealth):
+            replica.engine.abort(EngineCrashed(reason))
 
     def trouble(self, lease: Lease, error: EngineError, owner: object) -> None:
         """An engine failed an utterance of the lease, or is gone; ``owner`` is its replica."""
@@ -383,6 +399,11 @@ class Supervisor:
         """Have another engine take over, as soon as there is one."""
         if replica.name in self._replacing or not self.can_replace:
             return
+        if replica.state is State.STARTING:
+            self._give_up_loading(replica, reason)
+            return
+        if replica.state not in (State.READY, State.SUSPECT):
+            return  # it goes already
         self._replacing.add(replica.name)
         replica.state, replica.reason = State.QUARANTINED, reason
         self._metrics.engine_restarts_total.labels(_slug(reason)).inc()
