@@ -1,9 +1,9 @@
 """A headless caller: stock aiortc, a WAV file as its voice, a report of what it got.
 
-``python -m tools.bot WAV`` calls a running server by its OpenAI Realtime endpoint, speaks, listens
-to the reply, may interrupt it, hangs up and says whether all that was asked for came true. `call`
-is the same for programs. Times are the bot's own: what it hears passed aiortc's jitter buffer,
-which holds audio for about 80 ms.
+``python -m tools.bot WAV`` calls a running server by its OpenAI Realtime endpoint, waits while all
+slots are taken, speaks, listens to the reply, may interrupt it, hangs up and says whether all that
+was asked for came true. `call` is the same for programs. Times are the bot's own: what it hears
+passed aiortc's jitter buffer, which holds audio for about 80 ms.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import asyncio
 import multiprocessing
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -29,8 +30,10 @@ from tools.bot_report import (
     BargeInReport,
     BotOptions,
     BotReport,
+    LineReport,
     TurnReport,
     report_barge_in,
+    report_line,
     report_turns,
 )
 from tools.recognise import recognise
@@ -50,8 +53,10 @@ async def call(options: BotOptions) -> BotReport:
     timeout = aiohttp.ClientTimeout(total=_HTTP_SECONDS)
     async with aiohttp.ClientSession(timeout=timeout) as http, asyncio.TaskGroup() as tasks:
         try:
-            async with asyncio.timeout(options.max_seconds):
+            async with asyncio.timeout(options.max_seconds) as limit:
                 await bot.dial(http, tasks)
+                async with paused(limit):
+                    await bot.wait_in_line()
                 await bot.converse()
         except TimeoutError:
             bot.report.errors.append(
@@ -69,9 +74,24 @@ async def call(options: BotOptions) -> BotReport:
     return await _complete(bot)
 
 
+@asynccontextmanager
+async def paused(limit: asyncio.Timeout) -> AsyncIterator[None]:
+    """The time limit, which must be running, does not run inside the block."""
+    loop = asyncio.get_running_loop()
+    due = limit.when()
+    assert due is not None
+    left = due - loop.time()
+    limit.reschedule(None)
+    try:
+        yield
+    finally:
+        limit.reschedule(loop.time() + left)
+
+
 async def _complete(bot: Bot) -> BotReport:
     report, frames = bot.report, bot.ear.frames
     report.events = dict(Counter(event.type for event in bot.events))
+    report.line = report_line(bot.events)
     reported = report_turns(bot.turns, bot.events, frames)
     report.turns = [turn for turn, _ in reported]
     if bot.options.barge_in_seconds is not None and len(bot.turns) > 1:
@@ -107,6 +127,8 @@ def print_report(report: BotReport, console: Console) -> None:
         f"{sum(report.events.values())} events",
         markup=False,
     )
+    if report.line is not None:
+        _print_line(report.line, console)
     table = Table("turn", "understood", "reply", "response", "audio", "frames")
     for number, turn in enumerate(report.turns, 1):
         response = "-" if turn.response_seconds is None else f"{turn.response_seconds:.2f} s"
@@ -126,6 +148,13 @@ def print_report(report: BotReport, console: Console) -> None:
         mark = "[green]ok[/]" if check.passed else "[red]FAILED[/]"
         checks.add_row(check.name, mark, escape(check.detail))
     console.print(checks)
+
+
+def _print_line(report: LineReport, console: Console) -> None:
+    places = ", ".join(str(place) for place in report.positions)
+    how = "" if report.granted else " in vain"
+    waited = f"waited {report.waited_seconds:.1f} s in line{how}: place {places}"
+    console.print(waited, markup=False)
 
 
 def _print_barge_in(report: BargeInReport, console: Console) -> None:
@@ -149,6 +178,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--barge-in", type=float, metavar="SECONDS", help="say it again so long into the reply")
     add("--text", help="a typed message, after everything spoken")
     add("--seconds", type=float, default=60.0, metavar="MAX", help="give up after (default 60)")
+    add(
+        "--wait",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="longest wait in the line, apart from --seconds (default 300)",
+    )
     add("--save", type=Path, metavar="WAV", help="write everything received")
     add("--check-reply", action="store_true", help="a second recogniser must understand replies")
     add("--check-text", metavar="TEXT", help="what the server must understand")
@@ -172,6 +208,7 @@ def _options(arguments: argparse.Namespace) -> BotOptions:
         barge_in_seconds=arguments.barge_in,
         text=arguments.text,
         max_seconds=arguments.seconds,
+        wait_seconds=arguments.wait,
         check_text=arguments.check_text,
         most_word_errors=arguments.most_word_errors,
         check_reply=arguments.check_reply,

@@ -1,4 +1,4 @@
-"""The bot on the line: stock aiortc, dialling, speaking in turns, interrupting, hanging up."""
+"""The bot on the line: stock aiortc, dialling, waiting, speaking in turns, interrupting."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from tools.bot_audio import Ear, HeardFrame, Mouth, News
 from tools.bot_events import (
     Json,
     Received,
+    in_line,
     last_response,
     pending_speech,
+    positions,
     response_id,
     response_is_over,
     settled,
@@ -42,7 +44,7 @@ class CallFailed(Exception):
 
 
 class Bot:
-    """One call: `dial`, `converse`, `hang_up`; `close` whatever happened."""
+    """One call: `dial`, `wait_in_line`, `converse`, `hang_up`; `close` whatever happened."""
 
     def __init__(self, options: BotOptions) -> None:
         self.options = options
@@ -81,6 +83,9 @@ class Bot:
         )
         await self._event("session.created")
         self.report.setup_seconds = self._loop.time() - began
+        # By its answer to this the server has also said whether the bot has to wait.
+        self._send({"type": "session.update", "session": {"type": "realtime"}})
+        await self._event("session.updated")
 
     async def _post(self, http: aiohttp.ClientSession, offer: str) -> str:
         url = f"{self.options.url.rstrip('/')}/v1/realtime/calls"
@@ -96,10 +101,23 @@ class Bot:
         self.report.call_id = self._location.rsplit("/", 1)[-1]
         return body
 
+    async def wait_in_line(self) -> None:
+        """Until the server listens: at once, unless it said that all slots are taken.
+
+        Raises CallFailed when that takes longer than the bot may wait, or when the call ends.
+        """
+        if not in_line(self.events):
+            return
+        patience = self.options.wait_seconds
+        try:
+            async with asyncio.timeout(patience):
+                await self._until("its turn in the line", lambda: not in_line(self.events))
+        except TimeoutError:
+            place = positions(self.events)[-1]
+            raise CallFailed(f"still number {place} in line after {patience:g} s") from None
+
     async def converse(self) -> None:
         """All turns. Raises CallFailed when the call ends before they are over."""
-        self._send({"type": "session.update", "session": {"type": "realtime"}})
-        await self._event("session.updated")
         await self._until("the greeting to end", self._nothing_plays)
         await asyncio.sleep(_TAIL_SECONDS)
         options = self.options

@@ -1,13 +1,18 @@
-"""What the server's events say about turns and responses: pure functions over those received."""
+"""What the server's events say about turns, responses and the waiting line.
+
+Pure functions over the events received.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
+_WAITS, _GRANTED = "voice_rtc.queue.updated", "voice_rtc.queue.granted"
 
 Json = dict[str, Any]
 
@@ -23,6 +28,27 @@ class Received:
     def type(self) -> str:
         """The event's type."""
         return str(self.body.get("type", ""))
+
+
+def in_line(events: Sequence[Received]) -> bool:
+    """Does the caller wait for its turn? Until it is granted nobody listens to it."""
+    about = [event.type for event in events if event.type in (_WAITS, _GRANTED)]
+    return bool(about) and about[-1] == _WAITS
+
+
+def positions(events: Sequence[Received]) -> list[int]:
+    """The places in the line that the caller was told, each as long as it had it once."""
+    told = [int(event.body["position"]) for event in events if event.type == _WAITS]
+    return [place for place, _ in itertools.groupby(told)]
+
+
+def seconds_in_line(events: Sequence[Received]) -> float | None:
+    """From the first word of waiting to the grant or, without one, to the newest event; or None."""
+    since = next((event.at for event in events if event.type == _WAITS), None)
+    if since is None:
+        return None
+    until = next((event.at for event in events if event.type == _GRANTED), events[-1].at)
+    return until - since
 
 
 def response_id(event: Received) -> str:

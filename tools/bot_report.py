@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass, field
 from tools.bot_audio import HeardFrame, Speaking, recorded
 from tools.bot_events import (
     Received,
+    in_line,
     last_response,
+    positions,
     response_id,
+    seconds_in_line,
     settled,
     status_of,
     text_of,
@@ -38,7 +41,9 @@ class BotOptions:
     text: str | None = None
     """A typed message, sent after everything spoken."""
     max_seconds: float = 60.0
-    """The call is given up after this."""
+    """The call is given up after this; waiting in the line does not count."""
+    wait_seconds: float = 300.0
+    """Longest wait in the line; 0.0 does not wait at all."""
     check_text: str | None = None
     """What the server must have understood, each time."""
     most_word_errors: float = 0.0
@@ -108,6 +113,17 @@ class BargeInReport:
     """Was the reply over, or its sound, before the barge-in was confirmed?"""
 
 
+@dataclass(frozen=True, slots=True)
+class LineReport:
+    """How the bot waited for its turn."""
+
+    positions: list[int]
+    """Every place in the line that it was told, in order; 1 is next."""
+    waited_seconds: float
+    """Until it was granted or gave up."""
+    granted: bool
+
+
 @dataclass(slots=True)
 class BotReport:
     """Everything about one call."""
@@ -116,6 +132,8 @@ class BotReport:
     call_id: str = ""
     setup_seconds: float | None = None
     """From sending the offer to media connected and ``session.created``."""
+    line: LineReport | None = None
+    """None when it was served at once."""
     events: dict[str, int] = field(default_factory=dict)
     """Type of server event -> how many came."""
     turns: list[TurnReport] = field(default_factory=list)
@@ -133,6 +151,7 @@ class BotReport:
     def to_json(self) -> str:
         """All but the recording."""
         body = {name: getattr(self, name) for name in ("url", "call_id", "setup_seconds", "events")}
+        body["line"] = asdict(self.line) if self.line else None
         body["turns"] = [asdict(turn) for turn in self.turns]
         body["barge_in"] = asdict(self.barge_in) if self.barge_in else None
         body["errors"] = self.errors
@@ -141,6 +160,14 @@ class BotReport:
 
 
 # --------------------------------------------------------------------- from what was received
+
+
+def report_line(events: Sequence[Received]) -> LineReport | None:
+    """How it waited, from the events; None when it never had to."""
+    waited = seconds_in_line(events)
+    if waited is None:
+        return None
+    return LineReport(positions(events), waited, not in_line(events))
 
 
 def report_turns(

@@ -90,6 +90,11 @@ async def sound(caller: Caller) -> None:
         continue
 
 
+def audible(caller: Caller) -> int:
+    """How many frames with sound the caller heard."""
+    return sum(rms_dbfs(samples) > AUDIBLE_DBFS for _, samples in caller.frames)
+
+
 async def silence(caller: Caller, count: int = 5) -> None:
     """Wait until the caller heard nothing for ``count`` frames of 20 ms."""
     while rms_dbfs(await frames(caller, count)) > AUDIBLE_DBFS:
@@ -134,6 +139,7 @@ async def test_who_finds_no_slot_waits_and_then_has_a_call_like_any_other() -> N
         assert 1 <= told["waiting"] <= 2 and told["eta_seconds"] > 0
         assert (await place(third, 2))["waiting"] == 2
         await third.say(tone(1.0))
+        await frames(third, 25)  # the end of it has arrived
         assert [call.phase for call in server.registry.snapshot()] == ["live", "waiting", "waiting"]
         await second.hang_up()
         assert (await place(third, 1))["waiting"] == 1
@@ -206,19 +212,20 @@ async def test_thirty_hasty_callers_on_two_slots_leave_nothing() -> None:
 
 
 async def test_the_hold_message_is_spoken_again_and_again_until_the_slot_is_there() -> None:
-    tts = ToneTts(seconds_per_character=0.05)
+    tts = ToneTts(seconds_per_character=0.1)
     chosen = EngineSet(ThresholdVad(), ScriptedStt(), EchoLlm(), tts)
-    message = "You are number {position}."  # one second
-    pool = {"hold_message": message, "hold_repeat_seconds": 1.4}
+    message = "You are number {position}."
+    pool = {"hold_message": message, "hold_repeat_seconds": 0.1}
     async with full(chosen, pool=pool) as server, calling(server.url) as caller:
-        await sound(caller)
-        await silence(caller)
-        await sound(caller)
-        assert list(tts.spoken) == ["You are number 1."] * 2
+        while len(tts.spoken) < 2:
+            await sound(caller)
+        whole = audible(caller)
         await free_slot(server)
         await caller.event(GRANTED)
-        await frames(caller, 10)  # under way when the slot came
-        assert not np.any(await frames(caller, 15))
+        await silence(caller, 10)
+        assert whole > 50  # of 85: the second one waited for its end
+        assert audible(caller) - whole < 0.7 * whole
+        assert list(tts.spoken) == ["You are number 1."] * 2
         assert "response.created" not in caller.types()
         caller.send(type="response.create")
         await caller.event("output_audio_buffer.started")

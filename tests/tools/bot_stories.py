@@ -35,6 +35,14 @@ def playing(change: str, response: str) -> Received:
     return event(f"output_audio_buffer.{change}", response_id=response)
 
 
+def waiting(position: int, at: float = 0.0) -> Received:
+    return event("voice_rtc.queue.updated", at, position=position, waiting=position)
+
+
+def granted(at: float = 0.0) -> Received:
+    return event("voice_rtc.queue.granted", at, waited_seconds=1.0)
+
+
 ANSWERED = [
     committed("a"),
     understood("a", "Hello."),

@@ -10,8 +10,10 @@ import sys
 import numpy as np
 import pytest
 
+from signaling.main import Server
 from tests.support.audio import tone
 from tests.support.server import serving
+from tests.support.virtual_time import run_virtual
 from tools import bot
 from tools.bot import call
 from tools.bot_caller import CallFailed
@@ -150,6 +152,67 @@ async def test_a_call_that_takes_too_long_says_what_it_waits_for():
     assert report.turns[0].transcript == "Hello there."
 
 
+async def test_a_full_server_is_waited_for():
+    pool = {"slots": 1, "hold_message": "All lines are busy. You are number {position}."}
+    quick = engines(tts=ToneTts(seconds_per_character=0.03))
+    async with asyncio.timeout(30), serving(quick, pool=pool) as server:
+        async with asyncio.TaskGroup() as tasks:
+            lines = server.registry.pool
+            async with lines.lease("somebody"):
+                options = BotOptions(SPEECH, server.url)
+                first = tasks.create_task(call(options))
+                await waiting(server, 1)
+                second = tasks.create_task(call(options))
+                await waiting(server, 2)
+    for report, places in ((first.result(), [1]), (second.result(), [2, 1])):
+        assert failed(report) == []
+        assert report.line.granted and report.line.positions == places
+        assert report.line.waited_seconds > 0
+        assert report.turns[0].transcript == "Hello there."
+        assert report.turns[0].reply_text == "You said: Hello there."
+        assert report.events["voice_rtc.queue.granted"] == 1
+
+
+async def waiting(server: Server, callers: int) -> None:
+    while server.registry.pool.statistics().waiting < callers:  # noqa: ASYNC110 - it has no event
+        await asyncio.sleep(0.01)
+
+
+async def test_a_bot_that_may_not_wait_so_long_says_where_it_stood():
+    async with serving(engines(), pool={"slots": 1}) as server:
+        async with server.registry.pool.lease("somebody"):
+            report = await call(BotOptions(SPEECH, server.url, wait_seconds=0.3))
+            await server.registry.wait_empty()
+            assert server.registry.pool.statistics().waiting == 0
+    assert report.errors == ["still number 1 in line after 0.3 s"]
+    assert not report.passed and not report.line.granted and report.turns == []
+
+
+async def test_a_wait_that_the_server_ends_is_reported():
+    async with serving(engines(), pool={"slots": 1, "max_wait_seconds": 0.3}) as server:
+        async with server.registry.pool.lease("somebody"):
+            report = await call(BotOptions(SPEECH, server.url))
+    assert "its turn in the line: queue_timeout" in report.errors[0]
+    assert not report.passed and report.line.positions == [1]
+
+
+def test_the_limit_of_a_call_does_not_run_while_it_waits():
+    async def wait() -> None:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(60.0) as limit:
+            await asyncio.sleep(20.0)
+            async with bot.paused(limit):
+                await asyncio.sleep(1000.0)
+            assert limit.when() - loop.time() == 40.0
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60.0) as limit:
+                async with bot.paused(limit):
+                    await asyncio.sleep(1000.0)
+                await asyncio.sleep(60.1)
+
+    run_virtual(wait())
+
+
 async def test_a_refused_call_shows_the_answer():
     async with serving(engines()) as server:
         with pytest.raises(CallFailed, match=re.compile("answered 404: .*error", re.DOTALL)):
@@ -171,6 +234,22 @@ async def test_the_command_line_writes_report_and_recording(tmp_path):
     assert report["turns"][0]["transcript"] == "Hello there."
     assert np.abs(read_wav(tmp_path / "got.wav")).max() > 5000
     assert b"Hello there." in printed
+
+
+async def test_the_command_line_tells_of_the_wait(tmp_path):
+    quick = engines(tts=ToneTts(seconds_per_character=0.01))
+    async with serving(quick, pool={"slots": 1}) as server:
+        async with server.registry.pool.lease("somebody"):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tools.bot", "--text", "Hello?", "--url", server.url),
+                *("--json", str(tmp_path / "report.json"), "--wait", "20"),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            await waiting(server, 1)
+        printed, _ = await process.communicate()
+    assert process.returncode == 0
+    assert json.loads((tmp_path / "report.json").read_text())["line"]["positions"] == [1]
+    assert b"in line: place 1" in printed
 
 
 # ------------------------------------------------------------------------- the command line

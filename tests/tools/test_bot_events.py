@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tools.bot_stories import ANSWERED, committed, created, done, event, playing, understood
-from tools.bot_events import response_is_over, settled, text_of
+from tests.tools.bot_stories import (
+    ANSWERED,
+    committed,
+    created,
+    done,
+    event,
+    granted,
+    playing,
+    understood,
+    waiting,
+)
+from tools.bot_events import (
+    in_line,
+    positions,
+    response_is_over,
+    seconds_in_line,
+    settled,
+    text_of,
+)
 
 
 def test_a_turn_is_settled_when_its_reply_has_been_played():
@@ -64,3 +81,34 @@ def test_the_text_of_a_cut_reply_is_what_came_of_it():
     whole = event(f"{kind}.done", response_id="r", transcript="You said so.")
     assert text_of([*pieces, whole], "r") == "You said so."
     assert text_of(pieces, "s") == ""
+
+
+GREETED = event("session.created", 1.0)
+
+
+def test_who_was_never_told_to_wait_does_not():
+    for events in ([], [GREETED], [GREETED, granted(2.0)], [GREETED, *ANSWERED]):
+        assert not in_line(events)
+        assert positions(events) == []
+        assert seconds_in_line(events) is None
+
+
+def test_a_caller_waits_until_it_is_granted():
+    told = [GREETED, waiting(2, 1.5), waiting(2, 6.5), waiting(1, 8.0)]
+    assert in_line(told)
+    assert not in_line([*told, granted(9.0)])
+    assert not in_line([*told, granted(9.0), *ANSWERED])
+
+
+def test_a_place_that_is_told_again_is_one_place():
+    assert positions([waiting(3), waiting(3), waiting(2), waiting(1), waiting(1)]) == [3, 2, 1]
+
+
+def test_somebody_with_a_head_start_may_push_a_caller_back():
+    assert positions([waiting(1), waiting(2), waiting(1)]) == [1, 2, 1]
+
+
+def test_the_wait_lasts_to_the_grant_or_as_far_as_is_known():
+    told = [GREETED, waiting(2, 1.5), waiting(1, 8.0)]
+    assert seconds_in_line([*told, granted(9.0), *ANSWERED]) == 7.5
+    assert seconds_in_line([*told, event("voice_rtc.call.ended", 11.5)]) == 10.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.tools.bot_stories import (
@@ -12,8 +14,10 @@ from tests.tools.bot_stories import (
     done,
     event,
     frame,
+    granted,
     playing,
     understood,
+    waiting,
 )
 from tools.bot_audio import Speaking
 from tools.bot_checks import checks_of
@@ -23,9 +27,11 @@ from tools.bot_report import (
     BotOptions,
     BotReport,
     Check,
+    LineReport,
     Turn,
     TurnReport,
     report_barge_in,
+    report_line,
     report_turns,
 )
 from voice_rtc.core.audio import silence
@@ -148,3 +154,17 @@ def test_a_barge_in_that_never_happened_fails():
 
 def test_a_report_without_checks_has_not_passed():
     assert not BotReport("").passed
+
+
+def test_how_the_bot_waited_is_reported():
+    told = [waiting(2, 1.0), waiting(1, 3.0)]
+    assert report_line([*told, granted(4.5), *ANSWERED]) == LineReport([2, 1], 3.5, granted=True)
+    assert report_line(told) == LineReport([2, 1], 2.0, granted=False)
+    assert report_line(ANSWERED) is None
+
+
+def test_the_wait_is_in_the_json():
+    report = BotReport("", line=LineReport([2, 1], 3.5, granted=True))
+    line = json.loads(report.to_json())["line"]
+    assert line == {"positions": [2, 1], "waited_seconds": 3.5, "granted": True}
+    assert json.loads(BotReport("").to_json())["line"] is None
