@@ -312,6 +312,10 @@ async def test_settings_hold_once_live_and_commands_are_refused_before() -> None
         session = {"type": "realtime", "instructions": "Be brief.", "output_modalities": ["text"]}
         caller.send(type="session.update", session=session)
         await caller.event("session.updated")
+        content = [{"type": "input_text", "text": "The caller is in a hurry."}]
+        item = {"type": "message", "role": "system", "content": content}
+        caller.send(type="conversation.item.create", item=item)
+        await caller.event("conversation.item.done")
         refused = ("response.create", "response.cancel", "output_audio_buffer.clear",
                    "input_audio_buffer.clear", "input_audio_buffer.commit")  # fmt: skip
         for kind in refused:
@@ -323,7 +327,8 @@ async def test_settings_hold_once_live_and_commands_are_refused_before() -> None
         await caller.say(tone(0.8))
         done = await caller.event("response.done")
         assert done["response"]["output_modalities"] == ["text"]
-        assert llm.asked[-1][0].content == "Be brief."
+        asked = [message.content for message in llm.asked[-1]]
+        assert asked == ["Be brief.", "The caller is in a hurry.", "Hello."]
 
 
 async def test_neither_limit_of_a_call_runs_while_it_waits() -> None:
