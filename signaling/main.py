@@ -24,6 +24,7 @@ from voice_rtc.engines.catalog import close_engines, load_engines
 from voice_rtc.errors import ConfigError, EngineError
 from voice_rtc.metrics import Metrics
 from voice_rtc.pool.gpu import GpuSource, read_gpus
+from voice_rtc.pool.memory import MemorySource, read_machine
 
 log = structlog.get_logger("voice_rtc.server")
 
@@ -85,7 +86,10 @@ async def _cancel_on(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def running_server(
-    settings: Settings, loader: EngineLoader = load_engines, gpus: GpuSource = read_gpus
+    settings: Settings,
+    loader: EngineLoader = load_engines,
+    gpus: GpuSource = read_gpus,
+    memory: MemorySource = read_machine,
 ) -> AsyncIterator[Server]:
     """The whole server inside a block; engines load in the background. Raises ConfigError."""
     metrics = Metrics()
@@ -97,7 +101,7 @@ async def running_server(
     try:
         url = await _listen(runner, settings)  # outside the group: its error is for the operator
         async with asyncio.TaskGroup() as tasks, registry.running():
-            load = _load(settings, loader, registry, state, gpus)
+            load = _load(settings, loader, registry, state, gpus, memory)
             loading = tasks.create_task(load, name="load-engines")
             try:
                 page = page_address(url, settings.admin, app[ADMIN].token)
@@ -147,6 +151,7 @@ async def _load(
     registry: CallRegistry,
     state: ServerState,
     gpus: GpuSource,
+    memory: MemorySource,
 ) -> None:
     """Load the engines and keep the pool open until cancelled."""
     try:
@@ -158,7 +163,7 @@ async def _load(
         log.error("engines_failed", code=error.code, error=str(error))
         return
     state.engines = engines  # to be closed, whatever comes
-    async with registry.open(engines, gpus) as pool:
+    async with registry.open(engines, gpus, memory) as pool:
         state.ready(engines)
         log.info("ready", slots=pool.statistics().slots, mode=pool.mode)
         await asyncio.get_running_loop().create_future()

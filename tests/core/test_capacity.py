@@ -1,4 +1,4 @@
-"""Curves, the simulation against them, the formula, advice, and the admission gate."""
+"""Curves, the simulation against them, the formula and advice."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import replace
 import pytest
 
 from voice_rtc.core.capacity import (
-    AdmissionGate,
     Batching,
-    GateRules,
     LatencyCurve,
     LatencyPoint,
     MachineFacts,
@@ -332,133 +330,3 @@ def test_advice_fits_the_trouble(seen, word):
 @pytest.mark.parametrize("quiet", [view(), view(waiting=1, leased=20, eta_seconds=10.0)])
 def test_no_advice_when_all_is_well(quiet):
     assert recommendations(quiet) == []
-
-
-# ----------------------------------------------------------------------------------- the gate
-
-GATE = GateRules(goal_seconds=0.6, floor=2, most=40, dwell_seconds=5.0, window_seconds=20.0)
-
-
-class GateStory:
-    """A gate, fed with four finals a second."""
-
-    def __init__(self, slots: int = 20, rules: GateRules = GATE) -> None:
-        self.gate = AdmissionGate(rules, slots)
-        self.now = 0.0
-
-    def live(self, seconds: float, final: float | None, leased: int, waiting: int = 0) -> str:
-        """How the gate stands after so many seconds of such finals."""
-        for _ in range(round(seconds * 4)):
-            self.now += 0.25
-            if final is not None:
-                self.gate.observe(self.now, final)
-            self.decision = self.gate.decide(self.now, leased, waiting)
-        return self.decision.state
-
-    @property
-    def slots(self) -> int:
-        return self.decision.slots
-
-
-def test_quick_finals_keep_it_open_and_its_size():
-    story = GateStory()
-    assert story.live(60.0, 0.2, leased=10) == "open"
-    assert (story.slots, story.decision.reason) == (20, "")
-
-
-def test_slow_finals_close_it_and_shrink_it_to_what_is_leased():
-    story = GateStory()
-    assert story.live(5.0, 0.9, leased=12) == "open"
-    assert story.live(3.0, 0.9, leased=12) == "closed"
-    assert story.slots == 12
-    assert story.live(3.0, 0.9, leased=9) == "closed"
-    assert story.slots == 9
-    assert story.decision.reason == "Final transcripts take 0.9 s; the goal is 0.6 s."
-
-
-def test_a_short_peak_does_not_close_it():
-    story = GateStory()
-    story.live(30.0, 0.2, leased=12)
-    story.live(0.5, 3.0, leased=12)
-    assert story.live(30.0, 0.2, leased=12) == "open"
-    assert story.slots == 20
-
-
-def test_it_opens_again_only_well_below_the_goal():
-    story = GateStory()
-    story.live(10.0, 0.9, leased=12)
-    assert story.live(60.0, 0.55, leased=12) == "closed"
-    assert story.live(30.0, 0.4, leased=12) == "open"
-
-
-def test_it_opens_again_when_nothing_is_measured_any_more():
-    story = GateStory()
-    story.live(10.0, 0.9, leased=12)
-    assert story.live(60.0, None, leased=0) == "open"
-
-
-def test_it_does_not_flap():
-    story = GateStory()
-    changes = 0
-    before = "open"
-    for k in range(100):
-        now = story.live(1.0, 0.65 if k % 2 else 0.55, leased=12)
-        changes += now != before
-        before = now
-    assert changes <= 1
-
-
-def test_it_grows_while_somebody_waits_and_finals_are_quick():
-    story = GateStory(slots=10)
-    story.live(8.0, 0.2, leased=10, waiting=5)
-    assert story.slots == 11
-    story.live(8.0, 0.2, leased=10, waiting=5)
-    assert story.slots == 11  # the new slot is not even used
-    story.live(300.0, 0.2, leased=100, waiting=5)
-    assert story.slots == 40  # no further
-
-
-@pytest.mark.parametrize(
-    ("final", "leased", "waiting"), [(0.2, 10, 0), (0.45, 10, 5), (0.2, 9, 5), (None, 10, 5)]
-)
-def test_it_does_not_grow_without_need_or_measure(final, leased, waiting):
-    story = GateStory(slots=10)
-    story.live(60.0, final, leased=leased, waiting=waiting)
-    assert story.slots == 10
-
-
-def test_after_a_shrink_it_grows_again():
-    story = GateStory()
-    story.live(10.0, 0.9, leased=12)
-    assert story.slots == 12
-    story.live(60.0, 0.2, leased=12, waiting=3)
-    assert story.slots == 13
-    story.live(200.0, 0.2, leased=30, waiting=3)
-    assert story.slots > 20
-
-
-def test_it_keeps_its_floor():
-    story = GateStory()
-    story.live(10.0, 0.9, leased=0)
-    assert story.slots == 2
-
-
-def test_its_bounds_may_change_under_it():
-    story = GateStory()
-    story.gate.rules = replace(GATE, most=5)
-    story.live(1.0, 0.2, leased=10)
-    assert story.slots == 5
-
-
-def test_a_few_finals_say_nothing():
-    gate = AdmissionGate(GATE, 20)
-    for now in (0.0, 5.0, 10.0, 15.0, 40.0, 60.0):
-        gate.observe(now, 9.0)
-        assert gate.decide(now, 10, 0).state == "open"
-
-
-def test_memory_of_the_gate_is_bounded():
-    gate = AdmissionGate(replace(GATE, window_seconds=1e9), 20)
-    for k in range(5000):
-        gate.observe(k / 1000, 0.2)
-    assert len(gate._finals) <= 512

@@ -103,6 +103,29 @@ def test_silence_is_relief():
     assert story.live(20.0, replace(CALM, final_p95_seconds=None)) == "normal"
 
 
+def test_where_nobody_is_let_in_slow_finals_turn_nobody_away():
+    story = Story()
+    assert story.live(100.0, replace(SLOW, gated=True)) == "economy"
+    assert story.live(11.0, SLOW) == "refuse", "nobody else bounds the number of callers"
+    assert story.live(100.0, replace(SLOW, gated=True)) == "refuse", "relief alone leads down"
+    critical = replace(CALM, memory_fraction=0.95, gated=True)
+    assert Story().live(10.0, critical) == "refuse", "each connection takes memory"
+
+
+def test_who_waits_does_not_wait_for_an_idle_server():
+    story = Story()
+    story.live(60.0, SLOW)
+    story.changes.clear()
+    assert story.live(11.0, replace(CALM, final_p95_seconds=None, leases=0)) == "normal"
+    times = [at for at, _ in story.changes]
+    assert [b - a for a, b in pairwise(times)] == [2.0] * 4
+
+
+def test_an_idle_server_without_memory_is_not_calm():
+    story = Story()
+    assert story.live(60.0, replace(CALM, memory_fraction=0.95, leases=0)) == "refuse"
+
+
 @pytest.mark.parametrize(
     ("readings", "words"),
     [

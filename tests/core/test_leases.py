@@ -264,6 +264,36 @@ def test_longer_waits_may_be_allowed_at_run_time():
     assert opened.expire(61.0) == [] and opened.next_deadline == 101.0
 
 
+# --------------------------------------------------------------------------- a line that moves
+
+
+def test_a_line_moves_to_another_book_by_arrival_and_everybody_is_told():
+    opened, other = full_book("b", "d"), full_book()
+    other.request("a", 0.5)
+    other.request("c", 1.5, head_start_seconds=0.2)
+    moved = [Moved(call, place, 4) for place, call in enumerate("abcd", start=1)]
+    assert opened.take_line(other, 9.0) == moved
+    assert line(opened) == ["a", "b", "c", "d"]
+    assert other.waiting == 0 and other.release("a", 9.0) == []
+    assert other.statistics().left == 2
+    assert opened.release("holder", 10.0)[0] == Granted("a", 0, 2, waited_seconds=9.5)
+
+
+def test_a_line_that_moves_to_free_slots_is_served_but_for_who_is_absent():
+    opened, other = book(slots=2), full_book("a", "b")
+    other.step_out("a", 2.0)
+    assert opened.take_line(other, 3.0) == [Granted("b", 0, 1, 1.0)]
+    assert opened.expire(12.0) == [Forgotten("a")]
+    assert [hold.call for hold in other.leases()] == ["holder"]
+
+
+def test_a_call_is_not_in_one_book_twice():
+    opened, other = full_book("a"), full_book("b", "a")
+    with pytest.raises(StateError):
+        opened.take_line(other, 3.0)
+    assert line(opened) == ["a"] and line(other) == ["b", "a"]
+
+
 # ------------------------------------------------------------------------------ slots that go
 
 

@@ -27,6 +27,7 @@ from voice_rtc.errors import (
 from voice_rtc.media.peer import PeerSettings
 from voice_rtc.metrics import Metrics
 from voice_rtc.pool.gpu import GpuSource, read_gpus
+from voice_rtc.pool.memory import MemorySource, read_machine
 from voice_rtc.pool.pool import SttPool
 
 log = structlog.get_logger("voice_rtc.calls")
@@ -66,9 +67,14 @@ class CallRegistry:
             self._collecting.cancel()
 
     @asynccontextmanager
-    async def open(self, engines: EngineSet, gpus: GpuSource = read_gpus) -> AsyncIterator[SttPool]:
+    async def open(
+        self,
+        engines: EngineSet,
+        gpus: GpuSource = read_gpus,
+        memory: MemorySource = read_machine,
+    ) -> AsyncIterator[SttPool]:
         """The engines are ready: calls can be admitted inside this block."""
-        async with SttPool(self._settings, engines, self._metrics, gpus).running() as pool:
+        async with SttPool(self._settings, engines, self._metrics, gpus, memory).running() as pool:
             pool.supervisor.on_step = self._announce_step
             self._ports = CallPorts(self._settings, engines, pool, self._metrics)
             try:

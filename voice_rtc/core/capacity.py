@@ -1,6 +1,6 @@
-"""How many callers a machine carries, and how many it takes right now.
+"""How many callers a machine carries. How many it takes right now is in `core.admission`.
 
-Four answers, each from figures that somebody else measured:
+Three answers, each from figures that somebody else measured:
 
 - `sustainable_callers`: a latency curve (seconds per batch, by window and batch size) and a picture
   of the traffic give the number of callers whose final transcripts still come in time. It plays
@@ -9,7 +9,6 @@ Four answers, each from figures that somebody else measured:
 - `dedicated_slots`: the original plan's formula, one model instance per caller by free memory.
 - `plan_for` and `recommendations`: what would carry so many callers, and what to change, in
   sentences for people.
-- `AdmissionGate`: how many slots there are at this moment, from the times measured on real calls.
 
 Units: seconds, MB of 2**20 bytes. Everything is deterministic: the pseudo-random traffic comes
 from a counter and a mixing function (splitmix64), the same in every process.
@@ -22,7 +21,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -544,128 +543,3 @@ def _about_speed(view: PoolView) -> list[str]:
     elif view.cpu_busy is not None and view.cpu_busy > _BUSY:
         advice.append("The CPU is the bottleneck, not the GPU: give the server more cores.")
     return advice
-
-
-# ---------------------------------------------------------------------------- admission in time
-
-
-@dataclass(frozen=True, slots=True)
-class GateRules:
-    """When the gate closes and opens, and how the number of slots moves."""
-
-    goal_seconds: float = 0.6
-    floor: int = 1
-    """Never fewer slots."""
-    most: int = 1000
-    """Never more."""
-    reopen_share: float = 0.8
-    """Below so much of the goal a closed gate opens."""
-    grow_share: float = 0.6
-    """Below so much of the goal, and with somebody waiting, slots are added."""
-    dwell_seconds: float = 5.0
-    """How long a figure must last before the gate or the number of slots moves."""
-    window_seconds: float = 30.0
-    """How far back finals count."""
-    least_finals: int = 5
-    """Fewer in the window say nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class GateDecision:
-    """What the gate wants."""
-
-    slots: int
-    """The number of slots to have now; leases held past it run to their own end."""
-    state: Literal["open", "closed"]
-    """closed: nobody who waits is to be granted a slot."""
-    reason: str
-    """A sentence; empty when there is nothing to tell."""
-
-
-_MOST_FINALS = 512
-
-
-@dataclass(slots=True)
-class AdmissionGate:
-    """How many slots there are at this moment, by the measured times of real finals.
-
-    Feed it with `observe`, ask it with `decide` about every second. It closes when the rolling 95th
-    percentile stays above the goal, and shrinks to what is leased; it opens again when that is well
-    below the goal, or when nothing is measured any more. Slots are added, a tenth at a time, while
-    somebody waits and finals are quick. ``rules`` may be replaced at any time.
-    """
-
-    rules: GateRules
-    slots: int
-    """The present number; set it to start over from another."""
-    closed: bool = field(default=False, init=False)
-    _finals: deque[tuple[float, float]] = field(init=False, repr=False)
-    _since: float | None = field(default=None, init=False, repr=False)
-    """Since when the present wish (close, open, grow) has lasted."""
-    _wish: str = field(default="", init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._finals = deque(maxlen=_MOST_FINALS)
-        self.slots = self._bounded(self.slots)
-
-    def observe(self, now: float, final_seconds: float) -> None:
-        """A final came ``final_seconds`` after its utterance ended."""
-        self._finals.append((now, final_seconds))
-
-    def final_p95_seconds(self, now: float) -> float | None:
-        """The rolling 95th percentile; None when too little was measured lately."""
-        oldest = now - self.rules.window_seconds
-        while self._finals and self._finals[0][0] < oldest:
-            self._finals.popleft()
-        if len(self._finals) < self.rules.least_finals:
-            return None
-        return percentile((seconds for _, seconds in self._finals), 0.95)
-
-    def decide(self, now: float, leased: int, waiting: int) -> GateDecision:
-        """What to do now, with so many leases held and callers waiting."""
-        p95 = self.final_p95_seconds(now)
-        if self._lasts(self._wanted(p95, leased, waiting), now):
-            self._act()
-        if self.closed:
-            self.slots = min(self.slots, leased)
-        self.slots = self._bounded(self.slots)
-        state: Literal["open", "closed"] = "closed" if self.closed else "open"
-        return GateDecision(self.slots, state, self._reason(p95))
-
-    def _wanted(self, p95: float | None, leased: int, waiting: int) -> str:
-        rules = self.rules
-        if self.closed:
-            relieved = p95 is None or p95 < rules.reopen_share * rules.goal_seconds
-            return "open" if relieved else ""
-        if p95 is None:
-            return ""
-        if p95 > rules.goal_seconds:
-            return "close"
-        quick = p95 < rules.grow_share * rules.goal_seconds
-        crowded = waiting > 0 and leased >= self.slots and self.slots < rules.most
-        return "grow" if quick and crowded else ""
-
-    def _lasts(self, wish: str, now: float) -> bool:
-        if wish != self._wish or self._since is None:
-            self._wish, self._since = wish, now
-        return bool(wish) and now - self._since >= self.rules.dwell_seconds
-
-    def _act(self) -> None:
-        if self._wish == "grow":
-            self.slots += max(self.slots // 10, 1)
-        else:
-            self.closed = self._wish == "close"
-        # What was measured before says nothing about how it is now.
-        self._finals.clear()
-        self._wish, self._since = "", None
-
-    def _bounded(self, slots: int) -> int:
-        return max(min(slots, self.rules.most), self.rules.floor)
-
-    def _reason(self, p95: float | None) -> str:
-        if not self.closed:
-            return ""
-        goal = self.rules.goal_seconds
-        if p95 is None:
-            return f"Final transcripts took longer than {goal:.1f} s."
-        return f"Final transcripts take {p95:.1f} s; the goal is {goal:.1f} s."

@@ -12,7 +12,11 @@
 Partials go first because they cost most and matter least; those who talk already are served
 before new ones are taken. The ladder goes up a step when pressure has lasted ``up_seconds`` (less
 when memory is critical: the next thing would be the kernel's choice of what to kill) and down a
-step when relief has lasted ``down_seconds``. Between pressure and relief it stays.
+step when relief has lasted ``down_seconds`` (less when nobody talks: who waits should not wait for
+an idle server). Between pressure and relief it stays.
+
+Where an admission gate (`core.admission`) lets nobody in when finals are slow, slow finals do not
+climb past economy: turning callers away from the line would quicken nothing.
 
 Without any healthy replica no lower quality helps: after ``up_seconds`` the ladder stands at
 queue_only at least, and goes back at once when there is one again.
@@ -74,6 +78,7 @@ STEPS: tuple[LadderStep, ...] = (
 """The ladder; `LadderStep.step` is the index."""
 
 NAMES = tuple(step.name for step in STEPS)
+ECONOMY = NAMES.index("economy")
 QUEUE_ONLY = NAMES.index("queue_only")
 
 
@@ -83,6 +88,8 @@ class LadderRules:
 
     up_seconds: float = 5.0
     down_seconds: float = 15.0
+    idle_down_seconds: float = 2.0
+    """Instead of ``down_seconds`` when nobody holds a slot."""
     critical_up_seconds: float = 1.0
     """Instead of ``up_seconds`` when memory is critical."""
     memory_critical: float = 0.93
@@ -108,6 +115,10 @@ class Readings:
     queue_age_seconds: float
     """Age of the oldest request that waits in an engine."""
     healthy_replicas: int
+    leases: int = 1
+    """Callers who hold a slot; with none there is no load."""
+    gated: bool = False
+    """Does a gate see to it that slow finals let nobody in?"""
 
 
 class Ladder:
@@ -146,7 +157,8 @@ class Ladder:
             self._relief_since = None
             self._pressure_since = _first(self._pressure_since, now)
             patience = self.rules.critical_up_seconds if critical else self.rules.up_seconds
-            if now - self._pressure_since >= patience and self._level < len(STEPS) - 1:
+            top = ECONOMY if readings.gated and not critical else len(STEPS) - 1
+            if now - self._pressure_since >= patience and self._level < top:
                 self._move(self._level + 1, pressure)
                 self._pressure_since = now
             return
@@ -155,7 +167,9 @@ class Ladder:
             self._relief_since = None
             return
         self._relief_since = _first(self._relief_since, now)
-        if now - self._relief_since >= self.rules.down_seconds and self._level:
+        rules = self.rules
+        patience = rules.down_seconds if readings.leases else rules.idle_down_seconds
+        if now - self._relief_since >= patience and self._level:
             self._move(self._level - 1, "the load has gone down")
             self._relief_since = now
 

@@ -386,6 +386,27 @@ class LeaseBook:
         self._counts.requested += 1
         return [self._hold(as_call, hold.slot, 0.0, now)]
 
+    def take_line(self, other: LeaseBook, now: float) -> list[LeaseEvent]:
+        """All who wait in the other book wait in this one from now on, in the order of arrival.
+
+        No limit sends anybody away; to the other book they have left. Raises StateError when this
+        book knows one of them.
+        """
+        coming = list(other._line)
+        for waiter in coming:
+            self._check_stranger(waiter.call)
+        other._line.clear()
+        other._waiters.clear()
+        other._counts.left += len(coming)
+        self._counts.requested += len(coming)
+        for waiter in coming:
+            self._last_ticket += 1
+            waiter.ticket = self._last_ticket
+            waiter.announced = 0
+            self._waiters[waiter.call] = waiter
+            insort(self._line, waiter)
+        return self._settle(now)
+
     # -- time -----------------------------------------------------------------------------------
 
     def expire(self, now: float) -> list[LeaseEvent]:

@@ -1,41 +1,36 @@
 """How many slots, at which quality: what was measured goes in, sizes and steps come out.
 
-The decisions are pure and live in core: `capacity` (sizes, admission), `ladder` (quality),
-`alerts`. Here the readings are taken, each second, and what was decided is carried out. Answers
-the original plan's MemoryMonitor together with `pool.memory`.
+The decisions are pure and live in core: `capacity` (sizes), `admission` (slots at this moment),
+`ladder` (quality), and in `fallback` (modes). Here they are asked each second, and what was decided
+is carried out. The readings come from `machine`; `alerting` tells what is wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psutil
 import structlog
 
-from voice_rtc.core.alerts import AlertBook, AlertEvent, AlertReadings, Raised
-from voice_rtc.core.capacity import (
-    AdmissionGate,
-    GateDecision,
-    GateRules,
-    LatencyCurve,
-    Sizing,
-    percentile,
-)
+from voice_rtc.core.admission import AdmissionGate, GateDecision, GateRules
+from voice_rtc.core.alerts import AlertReadings
+from voice_rtc.core.capacity import LatencyCurve, Sizing
 from voice_rtc.core.health import HealthRules, Restarts
-from voice_rtc.core.ladder import NAMES, Ladder, LadderRules, LadderStep, Readings
+from voice_rtc.core.ladder import Ladder, LadderRules, LadderStep, Readings
 from voice_rtc.engines.base import SttMode, SttQuality
-from voice_rtc.pool.gpu import GpuReadings, GpuSource
+from voice_rtc.pool.alerting import Alerting
+from voice_rtc.pool.fallback import Change, Fallback
+from voice_rtc.pool.gpu import GpuSource
 from voice_rtc.pool.group import Group
-from voice_rtc.pool.memory import MemoryMonitor, MemorySource, Pressure
+from voice_rtc.pool.machine import MachineWatch
+from voice_rtc.pool.memory import MemorySource, Pressure
 from voice_rtc.pool.placement import Needs, OnGpus, emptiest, rooms
-from voice_rtc.pool.probe import size_pool
+from voice_rtc.pool.probe import on_gpu, size_pool
 from voice_rtc.pool.replica import Replica, State
-from voice_rtc.pool.status import STEP_SECONDS, memory_mb, own_memory_mb
+from voice_rtc.pool.status import STEP_SECONDS
+from voice_rtc.pool.times import RollingTimes
 
 if TYPE_CHECKING:
     from voice_rtc.pool.pool import SttPool
@@ -43,39 +38,15 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("voice_rtc.pool")
 
-_WINDOW_SECONDS = 60.0
-_MOST_TIMES = 512
 _PLACES_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 _FLAPPING_SECONDS = 600.0
-_CALM_SECONDS = 60.0
-_PRESSURE_NUMBER: dict[Pressure, int] = {"normal": 0, "high": 1, "critical": 2}
-_STATES = ("starting", "ready", "suspect", "quarantined", "retired")
-
-
-class RollingTimes:
-    """The newest durations, and percentiles of the last minute."""
-
-    def __init__(self) -> None:
-        self._times: deque[tuple[float, float]] = deque(maxlen=_MOST_TIMES)
-
-    def add(self, now: float, seconds: float) -> None:
-        """One more."""
-        self._times.append((now, seconds))
-
-    def percentile(self, now: float, share: float) -> float | None:
-        """None when there was none in the last minute."""
-        self._forget(now)
-        return percentile((seconds for _, seconds in self._times), share)
-
-    def per_minute(self, now: float) -> float:
-        """How many there were in the last minute."""
-        self._forget(now)
-        return float(len(self._times))
-
-    def _forget(self, now: float) -> None:
-        while self._times and self._times[0][0] < now - _WINDOW_SECONDS:
-            self._times.popleft()
+_LADDER_SECONDS = 30.0
+"""How far back finals count for the ladder, and never past its last step: what was before that was
+of another quality."""
+_LEAST_FINALS = 3
+"""Fewer say nothing about the load."""
+_OPEN = GateDecision(0, "open", "")
 
 
 class Governor:
@@ -88,38 +59,27 @@ class Governor:
         self._settings = pool.settings.pool
         self._supervisor = supervisor
         self._metrics = pool.metrics
-        self._read_gpus = gpus
         self._read_memory = memory
-        self._gpus = gpus()
         self.finals = RollingTimes()
         self.partials = RollingTimes()
         settings = self._settings
         self._ladder = Ladder(LadderRules(memory_critical=settings.memory_critical))
         self._gates: dict[SttMode, AdmissionGate] = {}
-        self._gate = GateDecision(0, "open", "")
-        self._alerts = AlertBook()
-        self._memory = MemoryMonitor(
-            high=settings.memory_high, critical=settings.memory_critical, source=memory
-        )
-        self._memory.on_pressure(self._pressure_changed)
-        self.memory_fraction = 0.0
-        """In use, of whichever memory is fullest."""
-        self._calm_since: float | None = None
+        self._decisions: dict[SttMode, GateDecision] = {}
+        """Of the gates, newest."""
         self._sizings: dict[SttMode, Sizing] = {}
         self._fixed = settings.slots
         self._references: dict[str, str] = {}
         """Engine and model -> what it makes of the known sentence."""
-        self._fallback: tuple[SttMode, SttMode, str] | None = None
+        self._fallback = Fallback()
         self._lost: deque[float] = deque(maxlen=32)
         self._curve: LatencyCurve | None = None
-        self._process = psutil.Process()
         self._looked = float("-inf")
         self._told = float("-inf")
         self._pointed = float("-inf")
         self.restarts = Restarts()
-        self.machine: dict[str, Any] = {}
-        self.on_alert: Callable[[AlertEvent], None] = lambda _event: None
-        """Told of each alert that is raised or cleared."""
+        self.alerts = Alerting(pool.metrics, supervisor.note)
+        self.machine = MachineWatch(settings, gpus, memory, self._pressure_changed)
         self._look_at_machine()
 
     # ------------------------------------------------------------------- sizing
@@ -127,13 +87,13 @@ class Governor:
     async def size_group(self, group: Group, replica: Replica, *, fresh: bool = False) -> Sizing:
         """Find out how many slots the group should have, and give it those that exist now."""
         settings = self._settings
-        self._gpus = self._read_gpus()
+        gpus = self.machine.read_gpus()
         engines = self._supervisor.engines(group.mode)
         sizing, self._curve = await size_pool(
             replica.engine,
             group.mode,
             self._pool.settings,
-            self._gpus,
+            gpus,
             fixed=self._fixed,
             devices=max(len(self._loaded(group.mode)), 1),
             loaded=[each.device for each in engines if each.state is not State.STARTING],
@@ -145,6 +105,7 @@ class Governor:
         goal = settings.final_goal_seconds
         rules = GateRules(goal_seconds=goal, most=settings.max_slots)
         self._gates[group.mode] = AdmissionGate(rules, sizing.slots)
+        self._decisions.pop(group.mode, None)
         self._resize(group)
         _log.info("pool_sized", mode=group.mode, slots=sizing.slots, why=sizing.explanation)
         return sizing
@@ -163,8 +124,8 @@ class Governor:
         if sizing is None:
             return 0
         gate = self._gates[group.mode]
-        automatic = not self._fixed and group.mode == "shared"
-        wanted = gate.slots if automatic else (self._fixed or sizing.slots)
+        adapts = not self._fixed and group.mode == "shared"
+        wanted = gate.slots if adapts else (self._fixed or sizing.slots)
         return min(wanted, self._settings.max_slots)
 
     def most_slots(self, group: Group) -> int:
@@ -199,15 +160,15 @@ class Governor:
 
     def further_devices(self, first: Replica) -> list[int]:
         """GPUs beside the first that a shared engine should run on too."""
-        if first.mode != "shared" or "cuda" not in first.engine.info.model:
+        if first.mode != "shared" or not on_gpu(first.engine.info):
             return []
-        return [gpu.index for gpu in self._gpus.usable[1:]]
+        return [gpu.index for gpu in self.machine.gpus.usable if gpu.index != first.device]
 
     def first_device(self, mode: SttMode) -> int:
-        """The GPU for the first engine of a mode: one that works alone goes where most is free."""
-        if mode == "shared":
+        """The GPU for the first engine of a mode; one alone goes where most is free."""
+        if mode == "shared" and self.may_load:
             return 0
-        gpus = sorted(self._gpus.usable, key=lambda gpu: (-gpu.free_mb, gpu.index))
+        gpus = sorted(self.machine.gpus.usable, key=lambda gpu: (-gpu.free_mb, gpu.index))
         return gpus[0].index if gpus else 0
 
     def room(self, group: Group) -> int:
@@ -218,10 +179,10 @@ class Governor:
 
     def next_device(self, group: Group) -> int | None:
         """The GPU for one more engine of the group; None when no GPU has room."""
-        self._gpus = self._read_gpus()  # the newest engine may have come after the last reading
+        gpus = self.machine.read_gpus()  # the newest engine may have come after the last reading
         rooms = self._rooms(group.mode)
         if rooms is None:
-            devices = [gpu.index for gpu in self._gpus.usable] or [0]
+            devices = [gpu.index for gpu in gpus.usable] or [0]
         else:
             devices = [device for device, room in rooms.items() if room > 0]
         return emptiest(devices, Counter(r.device for r in self._supervisor.engines(group.mode)))
@@ -238,7 +199,7 @@ class Governor:
         )
         pool = self._settings
         needs = Needs(pool.reserved_memory_mb, pool.instance_memory_mb)
-        return rooms(dict(sizing.by_device), self._gpus.usable, engines, needs)
+        return rooms(dict(sizing.by_device), self.machine.gpus.usable, engines, needs)
 
     def _loaded(self, mode: SttMode) -> list[Replica]:
         return [r for r in self._supervisor.serving(mode) if r.state is not State.STARTING]
@@ -261,38 +222,23 @@ class Governor:
     def _look(self, now: float) -> None:
         self._look_at_machine()
         self._climb(now)
-        self._adapt_slots(now)
+        self._adapt(now)
+        self._change_mode(now)
         for group in self._pool.groups.values():
             if group.book.waiting:
                 self._supervisor.wanted(group)  # there may be memory now that there was not
         self._unload_idle(now)
         self._look_for_alerts(now)
-        self._return_from_fallback(now)
-        self.publish()
+        self._supervisor.publish()
 
     def _look_at_machine(self) -> None:
-        self._gpus = self._read_gpus()
-        workers = tuple(pid for r in self._supervisor.replicas() for pid in r.engine_health().pids)
-        workers_mb = memory_mb(workers)
-        reading = self._memory.read(workers, self._gpus)
-        self.memory_fraction = reading.fraction
-        self.machine = {
-            "cpu_percent": psutil.cpu_percent(None),
-            "cores": psutil.cpu_count() or 1,
-            "rss_mb": own_memory_mb(),
-            "workers_rss_mb": workers_mb,
-            "memory_total_mb": round(reading.limit_mb, 1),
-            "memory_available_mb": round(reading.available_mb, 1),
-            "memory_pressure": self._memory.level,
-            "threads": self._process.num_threads(),
-            "tasks": len(asyncio.all_tasks()),
-            "loop_lag_ms": round(self._supervisor.loop_lag_seconds * 1000, 2),
-        }
+        pids = (pid for r in self._supervisor.replicas() for pid in r.engine_health().pids)
+        self.machine.look(tuple(pids), self._supervisor.loop_lag_seconds)
 
-    def final_took(self, now: float, seconds: float) -> None:
+    def final_took(self, now: float, seconds: float, mode: SttMode) -> None:
         """A call's Final came so long after its utterance ended."""
         self.finals.add(now, seconds)
-        if (gate := self._gates.get(self._pool.mode)) is not None:
+        if (gate := self._gates.get(mode)) is not None:
             gate.observe(now, seconds)
 
     def partial_took(self, now: float, seconds: float) -> None:
@@ -307,12 +253,17 @@ class Governor:
         return self._ladder.current
 
     def _climb(self, now: float) -> None:
+        since = max(self.step.since, now - _LADDER_SECONDS)
+        p95 = self.finals.percentile(now, 0.95, since=since, least=_LEAST_FINALS)
+        leases = sum(group.lent for group in self._pool.groups.values())
         readings = Readings(
-            final_p95_seconds=self.finals.percentile(now, 0.95),
+            final_p95_seconds=p95 if leases else None,
             goal_seconds=self._settings.final_goal_seconds,
-            memory_fraction=self.memory_fraction,
+            memory_fraction=self.machine.fraction,
             queue_age_seconds=self._oldest_wait(now),
             healthy_replicas=self._supervisor.healthy(),
+            leases=leases,
+            gated=bool(self.closed(self._pool.mode)) or (p95 is not None and not self._fixed),
         )
         step = self._ladder.step(now, readings)
         if step is None:
@@ -321,19 +272,35 @@ class Governor:
         self._supervisor.note(f"ladder: {step.name} ({step.reason or 'the load has gone down'})")
         _log.warning("pool_degraded", step=step.step, name=step.name, reason=step.reason)
         self._supervisor.on_step(step.step, step.name, step.sentence)
-        for group in self._pool.groups.values():
-            self._open_or_close(group, now)
 
     def _oldest_wait(self, now: float) -> float:
         leases = (lease for group in self._pool.groups.values() for lease in group.leases.values())
         return max((lease.session.waited_seconds(now) for lease in leases), default=0.0)
 
-    def _open_or_close(self, group: Group, now: float) -> None:
-        """Free slots are not granted while the ladder or the gate says that callers wait."""
-        held = self.step.admission != "open" or (
-            self._gate.state == "closed" and group.mode == self._pool.mode and not self._fixed
-        )
-        group.hold(held, now)
+    def _adapt(self, now: float) -> None:
+        """Slots by measured times, where nobody fixed them; and who waits, waits or not."""
+        for group in self._pool.groups.values():
+            gate = self._gates.get(group.mode)
+            if gate is not None and not self._fixed:
+                self._ask(gate, group, now)
+            held = self.step.admission != "open" or bool(self.closed(group.mode))
+            if group.mode == "shared" and group.slots != self.target(group):
+                self._resize(group)
+            group.hold(held, now)
+
+    def _ask(self, gate: AdmissionGate, group: Group, now: float) -> None:
+        before = self._decisions.get(group.mode, _OPEN)
+        decision = gate.decide(now, group.lent, group.book.waiting)
+        self._decisions[group.mode] = decision
+        if decision.state != before.state:
+            why = decision.reason or "there is time for more callers"
+            self._supervisor.note(f"admission {decision.state}: {why}")
+            _log.warning("admission", state=decision.state, mode=group.mode, reason=why)
+
+    def closed(self, mode: SttMode) -> str:
+        """Why nobody who waits for that mode gets a slot though one may be free; empty: they do."""
+        decision = self._decisions.get(mode, _OPEN)
+        return decision.reason if decision.state == "closed" and not self._fixed else ""
 
     @property
     def refuses(self) -> bool:
@@ -345,89 +312,73 @@ class Governor:
         """Why."""
         return f"{self.step.sentence} ({self.step.reason})" if self.step.reason else ""
 
-    def _adapt_slots(self, now: float) -> None:
-        group = self._pool.group
-        gate = self._gates.get(group.mode)
-        if gate is None or self._fixed or group.mode != "shared":
-            return
-        before = self._gate.state
-        self._gate = gate.decide(now, len(group.leases), group.book.waiting)
-        if self._gate.state != before:
-            self._supervisor.note(f"admission {self._gate.state}: {self._gate.reason or 'quick'}")
-            if self._gate.state == "open":
-                gate.slots = max(gate.slots, self._sizings[group.mode].slots)
-        if group.slots != self.target(group):
-            self._resize(group)
-        self._open_or_close(group, now)
-
     # -------------------------------------------------------------------- memory
 
     @property
     def may_load(self) -> bool:
         """Is there memory for one more engine?"""
-        return self._memory.level == "normal"
+        return self.machine.pressure == "normal"
 
     def _pressure_changed(self, level: Pressure) -> None:
-        newest = self._memory.newest
-        if newest is not None:
-            self.memory_fraction = newest.fraction
-        fullest = newest.fullest if newest is not None else ""
-        self._supervisor.note(f"memory pressure is {level}: {fullest}")
-        _log.warning("memory_pressure", level=level, fraction=round(self.memory_fraction, 3))
-        self._metrics.memory_pressure.set(_PRESSURE_NUMBER[level])
+        machine = self.machine
+        self._supervisor.note(f"memory pressure is {level}: {machine.fullest}")
+        _log.warning("memory_pressure", level=level, fraction=round(machine.fraction, 3))
         if level == "normal":
             self._supervisor.refill_spares()
-            return
-        self._supervisor.drop_spares(f"memory pressure is {level}")
-        self._calm_since = None
-        if level == "critical" and self._pool.mode == "dedicated" and self._fallback is None:
-            reason = f"{self.memory_fraction:.0%} of the memory is in use"
-            self._fallback = ("dedicated", "shared", reason)
-            self._supervisor.fall_back("shared", reason)
+        else:
+            self._supervisor.drop_spares(f"memory pressure is {level}")
 
-    def _return_from_fallback(self, now: float) -> None:
-        if self._fallback is None or self._memory.level != "normal":
-            self._calm_since = None
-            return
-        self._calm_since = self._calm_since if self._calm_since is not None else now
-        if now - self._calm_since >= _CALM_SECONDS:
-            mode = self._fallback[0]
-            self._fallback = None
-            self._supervisor.fall_back(mode, "memory is there again")
+    def _change_mode(self, now: float) -> None:
+        machine = self.machine
+        change = self._fallback.step(now, machine.pressure, self._pool.mode, machine.trouble)
+        if change is not None:
+            self._supervisor.fall_back(change.mode, change.reason, self._fallback.done)
+
+    def mode_chosen(self) -> None:
+        """An operator wants the present mode."""
+        self._fallback.chosen()
 
     @property
-    def fallback(self) -> str | None:
-        """Why the pool is not in the configured mode."""
-        return self._fallback[2] if self._fallback is not None else None
+    def fallback(self) -> Change | None:
+        """How the pool left the mode that it should be in; None: it did not."""
+        return self._fallback.away
 
     def _unload_idle(self, now: float) -> None:
         """Engines that nobody needs: of ``dedicated`` all but one, of a mode gone by all."""
+        if not self._supervisor.can_replace:
+            return
         patience = self._settings.idle_unload_seconds if self.may_load else 0.0
-        kept = {self._pool.mode, *((self._settings.rollout_mode,) if self._rolls_out else ())}
+        kept = {self._pool.mode, *((self._settings.rollout_mode,) if self.rolls_out else ())}
         for mode, group in self._pool.groups.items():
-            loaded = self._loaded(mode)
-            least = 1 if mode in kept else 0
-            if mode != "dedicated" and least:
+            if mode in kept and mode != "dedicated":
                 continue
-            if group.book.waiting or not self._supervisor.can_replace:
+            if group.book.waiting and (self.may_load or mode != "dedicated"):
                 continue
-            spare = len(loaded) - max(least, group.lent if mode == "dedicated" else 0)
-            for replica in reversed(loaded):
-                if spare <= 0:
-                    break
-                if replica.leases or now - replica.idle_since < patience:
-                    continue
-                spare -= 1
-                if mode == "dedicated":
-                    group.remove_slot(now)
-                elif not group.leases:
-                    group.resize(0, now)
+            for replica in self.idle(group, now, least=int(mode in kept), patience=patience):
                 if mode not in kept or not self._supervisor.keep_as_spare(replica):
                     self._supervisor.retire(replica, "nobody needs it")
 
+    def idle(self, group: Group, now: float, *, least: int, patience: float) -> list[Replica]:
+        """Engines that are to go now, newest first: their slots are gone already."""
+        loaded = self._loaded(group.mode)
+        alone = group.mode == "dedicated"
+        spare = len(loaded) - max(least, group.lent if alone else 0)
+        idle = [r for r in reversed(loaded) if not r.leases and now - r.idle_since >= patience]
+        idle = idle[: max(spare, 0)]
+        if alone:
+            for _ in idle:
+                group.remove_slot(now)
+        elif idle and not group.lent:
+            group.resize(0, now)
+        return idle
+
     @property
-    def _rolls_out(self) -> bool:
-        return bool(self._settings.rollout_mode) and self._settings.rollout_share > 0
+    def rolls_out(self) -> bool:
+        """Does a share of the calls get another mode?"""
+        settings = self._settings
+        if not settings.rollout_mode or not settings.rollout_share or self.fallback is not None:
+            return False
+        return self.may_load or settings.rollout_mode != "dedicated"
 
     # -------------------------------------------------------------------- alerts
 
@@ -445,19 +396,12 @@ class Governor:
             ladder_step=self.step.step,
             ladder_name=self.step.name,
             ladder_reason=self.step.reason,
-            memory_pressure=self._memory.level,
-            memory_fraction=self.memory_fraction,
+            memory_pressure=self.machine.pressure,
+            memory_fraction=self.machine.fraction,
             recent_replacements=sum(at > now - _FLAPPING_SECONDS for at in self._lost),
-            fallback=self.fallback or "",
+            fallback=self._fallback.sentence,
         )
-        for event in self._alerts.step(now, readings):
-            alert = event.alert
-            raised = isinstance(event, Raised)
-            log = _log.warning if raised else _log.info
-            log("alert_raised" if raised else "alert_cleared", alert=alert.name, text=alert.text)
-            self._metrics.alerts_active.labels(alert.name).set(1 if raised else 0)
-            self._supervisor.note(f"alert {alert.name} {'raised' if raised else 'cleared'}")
-            self.on_alert(event)
+        self.alerts.step(now, readings)
 
     def replica_lost(self, now: float) -> None:
         """One had to be replaced."""
@@ -497,93 +441,11 @@ class Governor:
 
     # ------------------------------------------------------------------- figures
 
-    def publish(self) -> None:
-        """Set the gauges."""
-        metrics, statistics = self._metrics, self._pool.statistics()
-        metrics.leases_active.set(statistics.leased)
-        metrics.pool_slots.labels("leased").set(statistics.leased)
-        metrics.pool_slots.labels("free").set(statistics.available)
-        metrics.pool_waiting.set(statistics.waiting)
-        ratio = statistics.leased / statistics.slots if statistics.slots else 0.0
-        metrics.pool_utilisation_ratio.set(ratio)
-        metrics.degradation_step.set(self.step.step)
-        states = [replica.state.value for replica in self._supervisor.replicas()]
-        for state in _STATES:
-            metrics.replicas.labels(state).set(states.count(state))
-        used = sum(gpu.used_mb for gpu in self._gpus.gpus) * 2**20
-        free = sum(gpu.free_mb for gpu in self._gpus.gpus) * 2**20
-        metrics.gpu_memory_bytes.labels("used").set(used)
-        metrics.gpu_memory_bytes.labels("free").set(free)
-
     @property
-    def gpu_used_mb(self) -> float | None:
-        """Of all GPUs; None without one."""
-        return sum(gpu.used_mb for gpu in self._gpus.gpus) if self._gpus.gpus else None
+    def fixed(self) -> int:
+        """Slots that somebody asked for; 0: automatic."""
+        return self._fixed
 
-    @property
-    def gpus(self) -> GpuReadings:
-        """The newest reading."""
-        return self._gpus
-
-    def sizing_status(self) -> dict[str, Any]:
-        """For GET /pool."""
-        sizing = self._sizings.get(self._pool.mode)
-        return {
-            "source": "settings" if self._fixed else (sizing.source if sizing else "engine"),
-            "explanation": sizing.explanation if sizing else "",
-            "goal_seconds": self._settings.final_goal_seconds,
-            "gpus": [asdict(gpu) for gpu in self._gpus.gpus],
-            "gpu_problem": self._gpus.problem,
-        }
-
-    def ladder_status(self, now: float) -> dict[str, Any]:
-        """For GET /pool."""
-        step = self.step
-        return {
-            "step": step.step,
-            "name": step.name,
-            "reason": step.reason,
-            "since_seconds": round(now - step.since, 1) if step.since else None,
-            "names": list(NAMES),
-        }
-
-    def admission_status(self) -> dict[str, str]:
-        """For GET /pool."""
-        if self.step.admission != "open":
-            return {"state": self.step.admission, "reason": self.step.reason}
-        if self._gate.state == "closed" and not self._fixed:
-            return {"state": "queue_only", "reason": self._gate.reason}
-        return {"state": "open", "reason": ""}
-
-    @property
-    def fallback_status(self) -> dict[str, str] | None:
-        """For GET /pool."""
-        if self._fallback is None:
-            return None
-        before, now, reason = self._fallback
-        return {"from": before, "to": now, "reason": reason}
-
-    def latency_status(self, now: float) -> dict[str, float | None]:
-        """For GET /pool."""
-
-        def rounded(value: float | None) -> float | None:
-            return None if value is None else round(value, 4)
-
-        return {
-            "final_p50_seconds": rounded(self.finals.percentile(now, 0.5)),
-            "final_p95_seconds": rounded(self.finals.percentile(now, 0.95)),
-            "partial_p95_seconds": rounded(self.partials.percentile(now, 0.95)),
-            "finals_per_minute": self.finals.per_minute(now),
-        }
-
-    def alerts_status(self, now: float) -> list[dict[str, Any]]:
-        """For GET /pool."""
-        return [
-            {
-                "name": alert.name,
-                "severity": alert.severity,
-                "text": alert.text,
-                "since_seconds": round(now - alert.since, 1),
-            }
-            for alert in self._alerts.active
-        ]
+    def sizing(self, mode: SttMode) -> Sizing | None:
+        """How the mode was sized; None: not yet."""
+        return self._sizings.get(mode)

@@ -36,6 +36,8 @@ _RETRY_SECONDS = 5.0
 class Waiter:
     """A call that asked for a slot and has not got it yet."""
 
+    group: Group
+    """Where it waits; another one after the pool has changed its mode."""
     request: LeaseRequest
     granted: asyncio.Future[Granted]
     token: str = field(default_factory=lambda: secrets.token_urlsafe(12))
@@ -78,6 +80,11 @@ class Group:
         """Have ``count`` slots; those that are held go when they are given back."""
         self._wanted = count
         self._fit(now)
+
+    @property
+    def held(self) -> bool:
+        """Is nothing granted?"""
+        return self._held
 
     def hold(self, held: bool, now: float) -> None:
         """Grant nothing to those who wait, free slot or not, until it is lifted."""
@@ -137,7 +144,7 @@ class Group:
 
     def enter(self, request: LeaseRequest, now: float) -> Waiter:
         """Ask for a slot. Raises QueueFull."""
-        waiter = Waiter(request, asyncio.get_running_loop().create_future())
+        waiter = Waiter(self, request, asyncio.get_running_loop().create_future())
         if self.knows(request.resume, now):
             events = self._take_over(self._tokens[request.resume], request.call_id, now)
         else:
@@ -161,6 +168,20 @@ class Group:
         if old is not None and not old.granted.done():
             old.granted.set_exception(CallReplaced())
         return events + self.book.step_in(before, call_id, now)
+
+    def take_line(self, other: Group, now: float) -> None:
+        """Who waits in the other group waits in this one from now on, with the same token."""
+        coming = [each.call for each in other.book.waiting_calls(now)]
+        events = self.book.take_line(other.book, now)
+        for call_id in coming:
+            if (waiter := other.waiters.pop(call_id, None)) is not None:
+                waiter.group = self
+                self.waiters[call_id] = waiter
+            if (token := other._token_of.pop(call_id, None)) is not None:
+                del other._tokens[token]
+                self._token_of[call_id] = token
+                self._tokens[token] = call_id
+        self.apply(events, now)
 
     def leave(self, waiter: Waiter, now: float) -> None:
         """The caller waits no more, or holds no more. Idempotent."""

@@ -120,7 +120,7 @@ class SttPool:
     def mode_of(self, call_id: str) -> SttMode:
         """Which mode a call gets: the rollout's share of them is chosen by call id."""
         pool = self.settings.pool
-        if pool.rollout_mode and self.supervisor.fallback is None:
+        if pool.rollout_mode and self.supervisor.rolls_out:
             digest = hashlib.sha256(call_id.encode()).digest()
             if int.from_bytes(digest[:8], "big") < pool.rollout_share * 2**64:
                 return pool.rollout_mode
@@ -178,10 +178,10 @@ class SttPool:
         try:
             self.supervisor.wanted(group)
             granted = await waiter.granted
-            lease = self._lease(group, waiter, granted)
-            await self.supervisor.bind(lease, group)
+            lease = self._lease(waiter.group, waiter, granted)
+            await self.supervisor.bind(lease, waiter.group)
         except BaseException:  # whatever it was: the slot must go on to the next
-            await self._take_back(group, waiter)
+            await self._take_back(waiter.group, waiter)
             raise
         return lease
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from voice_rtc.core.ladder import NAMES
 from voice_rtc.pool.group import Group
 from voice_rtc.pool.lease import Lease
 from voice_rtc.pool.replica import Replica
@@ -48,9 +50,9 @@ class PoolStatus:
                 "waiting": statistics.waiting,
                 "slots": statistics.slots,
                 "final_p95_ms": None if p95 is None else round(p95 * 1000, 1),
-                "cpu_percent": governor.machine["cpu_percent"],
-                "rss_mb": governor.machine["rss_mb"],
-                "gpu_used_mb": governor.gpu_used_mb,
+                "cpu_percent": governor.machine.figures["cpu_percent"],
+                "rss_mb": governor.machine.figures["rss_mb"],
+                "gpu_used_mb": governor.machine.gpu_used_mb,
                 "ladder": governor.step.step,
             }
         )
@@ -75,9 +77,9 @@ class PoolStatus:
         return {
             "mode": pool.mode,
             "rollout": rollout if settings.rollout_mode else None,
-            "fallback": governor.fallback_status,
-            "admission": governor.admission_status(),
-            "ladder": governor.ladder_status(now),
+            "fallback": self._fallback(),
+            "admission": self._admission(),
+            "ladder": self._ladder(now),
             "slots": {
                 "total": statistics.slots,
                 "leased": statistics.leased,
@@ -85,19 +87,63 @@ class PoolStatus:
                 "target": governor.target(pool.group),
                 "max": governor.most_slots(pool.group),
             },
-            "sizing": governor.sizing_status(),
+            "sizing": self._sizing(),
             "line": self._line(groups, now),
             "leases": [
                 self._lease(lease, now) for g in groups for lease in list(g.leases.values())
             ][:_MOST_LISTED],
             "replicas": [self._replica(each, now) for each in self._supervisor.replicas()],
-            "latency": governor.latency_status(now),
-            "machine": governor.machine,
-            "alerts": governor.alerts_status(now),
+            "latency": self._latency(now),
+            "machine": governor.machine.figures,
+            "alerts": governor.alerts.status(now),
             "events": [
                 {"age_seconds": round(now - each.at, 1), "text": each.text}
                 for each in self._supervisor.happenings
             ],
+        }
+
+    def _fallback(self) -> Json | None:
+        away = self._supervisor.governor.fallback
+        if away is None:
+            return None
+        return {"from": away.before, "to": away.mode, "reason": away.reason}
+
+    def _admission(self) -> Json:
+        governor = self._supervisor.governor
+        step = governor.step
+        if step.admission != "open":
+            return {"state": step.admission, "reason": step.reason}
+        closed = governor.closed(self._pool.mode)
+        return {"state": "queue_only" if closed else "open", "reason": closed}
+
+    def _ladder(self, now: float) -> Json:
+        step = self._supervisor.governor.step
+        return {
+            "step": step.step,
+            "name": step.name,
+            "reason": step.reason,
+            "since_seconds": round(now - step.since, 1) if step.since else None,
+            "names": list(NAMES),
+        }
+
+    def _sizing(self) -> Json:
+        governor = self._supervisor.governor
+        sizing, gpus = governor.sizing(self._pool.mode), governor.machine.gpus
+        return {
+            "source": "settings" if governor.fixed else (sizing.source if sizing else "engine"),
+            "explanation": sizing.explanation if sizing else "",
+            "goal_seconds": self._pool.settings.pool.final_goal_seconds,
+            "gpus": [asdict(gpu) for gpu in gpus.gpus],
+            "gpu_problem": gpus.problem,
+        }
+
+    def _latency(self, now: float) -> Json:
+        governor = self._supervisor.governor
+        return {
+            "final_p50_seconds": _rounded(governor.finals.percentile(now, 0.5)),
+            "final_p95_seconds": _rounded(governor.finals.percentile(now, 0.95)),
+            "partial_p95_seconds": _rounded(governor.partials.percentile(now, 0.95)),
+            "finals_per_minute": governor.finals.per_minute(now),
         }
 
     def _line(self, groups: list[Group], now: float) -> Json:

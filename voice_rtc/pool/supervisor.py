@@ -44,6 +44,7 @@ from voice_rtc.errors import (
     EngineUnavailable,
     StateError,
 )
+from voice_rtc.pool import gauges
 from voice_rtc.pool.governor import Governor
 from voice_rtc.pool.gpu import GpuSource
 from voice_rtc.pool.group import Group
@@ -580,6 +581,9 @@ class Supervisor:
         """Slots that could still be made on demand."""
         if group.mode != "dedicated" or not self.can_replace or not self.governor.may_load:
             return 0
+        away = self.governor.fallback
+        if group.held or (away is not None and away.before == group.mode):
+            return 0
         spares = len(self.engines(group.mode)) - len(self.serving(group.mode))
         return self._room(group) + spares
 
@@ -652,25 +656,37 @@ class Supervisor:
                 first = await self.start_replica(
                     group.mode, "serving", self.governor.first_device(group.mode)
                 )
-                await self._start_further(first)
+                if self.governor.may_load:
+                    await self._start_further(first)
                 await self.governor.size_group(group, first)
                 self.publish()
         finally:
             self._opening.discard(group.mode)
 
     async def switch_mode(self, mode: SttMode) -> str:
-        """New calls get ``mode``. Raises EngineError or StateError."""
+        """An operator wants ``mode`` for new calls. Raises EngineError or StateError."""
         if mode == self._pool.mode:
+            self.governor.mode_chosen()
             return f"The mode is {mode} already."
+        old = self._pool.mode
+        await self._switch_mode(mode)
+        self.governor.mode_chosen()
+        return f"New calls get mode {mode}; running calls keep {old}."
+
+    async def _switch_mode(self, mode: SttMode) -> None:
+        """Calls without a slot get ``mode``. Raises EngineError or StateError."""
         if not self.can_replace:
             raise StateError("this engine cannot be loaded a second time")
         old = self._pool.mode
         await self._open_group(self._pool.group_of(mode))
         self._pool.mode = mode
+        if not (self.rolls_out and self._settings.rollout_mode == old):
+            group, now = self._pool.group, asyncio.get_running_loop().time()
+            group.take_line(self._pool.group_of(old), now)
+            self.wanted(group)
         self.drop_spares("the mode changed")
         self.refill_spares()
         self.note(f"mode {old} -> {mode}")
-        return f"New calls get mode {mode}; running calls keep {old}."
 
     async def isolate(self, lease: Lease) -> str:
         """Give one call a replica of its own. Raises StateError."""
@@ -696,16 +712,36 @@ class Supervisor:
         self.note(f"a call was given the replica {replica.name} of its own")
         return f"The call has the replica {replica.name} of its own."
 
-    def fall_back(self, mode: SttMode, reason: str) -> None:
-        """Change the mode without being asked; see `Governor`."""
-        self._spawn(self._fall_back(mode, reason), "pool-fallback")
+    def fall_back(self, mode: SttMode, reason: str, done: Callable[[float, bool], None]) -> None:
+        """Change the mode without being asked; ``done`` is told when, and whether it worked."""
+        self._spawn(self._fall_back(mode, reason, done), "pool-fallback")
 
-    async def _fall_back(self, mode: SttMode, reason: str) -> None:
+    async def _fall_back(
+        self, mode: SttMode, reason: str, done: Callable[[float, bool], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        taken = False
         try:
-            await self.switch_mode(mode)
+            if not self.governor.may_load:
+                await self._make_room(self._pool.group)
+            await self._switch_mode(mode)
+            taken = True
+            _log.warning("pool_mode_changed", mode=mode, reason=reason)
         except (EngineError, StateError) as error:
             self.note(f"mode {mode} could not be taken: {error}")
             _log.error("pool_fallback_failed", mode=mode, reason=reason, error=str(error))
+        finally:
+            done(loop.time(), taken)
+
+    async def _make_room(self, group: Group) -> None:
+        """Close what is loaded and idle, for the engine of another mode."""
+        now = asyncio.get_running_loop().time()
+        idle = self.governor.idle(group, now, least=0, patience=0.0)
+        for replica in idle:
+            replica.state = State.RETIRED  # all at once: nobody is to be bound to the next
+        for replica in idle:
+            self.note(f"replica {replica.name} unloaded: memory is short")
+            await self._drop(replica)
 
     def resize(self, slots: int) -> str:
         """A fixed number of slots, or 0 for the automatic one."""
@@ -761,7 +797,7 @@ class Supervisor:
         """A call got its Final so long after its utterance ended."""
         self._retry.pop(lease.call_id, None)  # what went wrong before is over
         self._metrics.stt_final_seconds.labels(lease.mode).observe(seconds)
-        self.governor.final_took(asyncio.get_running_loop().time(), seconds)
+        self.governor.final_took(asyncio.get_running_loop().time(), seconds, lease.mode)
 
     def _timed(self, mode: SttMode, timing: SttTiming) -> None:
         self._metrics.engine_queue_seconds.labels("stt").observe(timing.queue_seconds)
@@ -777,7 +813,7 @@ class Supervisor:
 
     def publish(self) -> None:
         """Set the gauges."""
-        self.governor.publish()
+        gauges.publish(self._pool)
 
     # What the pool asks when it admits calls.
 
@@ -792,9 +828,9 @@ class Supervisor:
         return self.governor.refusal
 
     @property
-    def fallback(self) -> str | None:
-        """Why the pool is not in the mode that the settings ask for."""
-        return self.governor.fallback
+    def rolls_out(self) -> bool:
+        """Does a share of the calls get another mode?"""
+        return self.governor.rolls_out
 
 
 _LETTERS = {
