@@ -81,11 +81,11 @@ class Bot:
         await self._until(
             "the media connection", lambda: self._connection.connectionState == "connected"
         )
-        await self._event("session.created")
+        await self.event("session.created")
         self.report.setup_seconds = self._loop.time() - began
         # By its answer to this the server has also said whether the bot has to wait.
         self._send({"type": "session.update", "session": {"type": "realtime"}})
-        await self._event("session.updated")
+        await self.event("session.updated")
 
     async def _post(self, http: aiohttp.ClientSession, offer: str) -> str:
         url = f"{self.options.url.rstrip('/')}/v1/realtime/calls"
@@ -217,7 +217,8 @@ class Bot:
             await self._news.wait()
         return result
 
-    async def _event(self, kind: str) -> None:
+    async def event(self, kind: str) -> None:
+        """Wait for the first event of a kind. Raises CallFailed when the call ends before it."""
         await self._until(kind, lambda: any(event.type == kind for event in self.events))
 
     def _nothing_plays(self) -> bool:
