@@ -3,7 +3,8 @@
 ``python -m tools.load --callers 8 --turns 9`` starts ``voice-rtc serve --embedded`` with a grammar
 of all sentences, lets every bot say its sentence again and again for about a minute, and checks
 that each call was transcribed as its own words, that none failed, and that afterwards tasks,
-threads, leases and memory are back where they were.
+threads, leases and memory are back where they were. ``--whisper`` has the small test Whisper listen
+in place of pocketsphinx, and each bot say a code word.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import asyncio
 import statistics
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from tools.bot import call
 from tools.bot_report import BotOptions, BotReport
+from tools.sentences import code_words
 from tools.server import Resources, own_server
 from tools.wav import resample
 from voice_rtc.core.audio import SEND_RATE_HZ, Samples
@@ -41,6 +44,8 @@ SENTENCES = (
     "the answer to your question is no",
     "they bought a new car last summer",
 )
+MODEL = Path(__file__).resolve().parent.parent / "tests" / "data" / "whisper-synthetic-en"
+_MOST_CALLERS = 24
 _SETTLE_SECONDS = 3.0
 _MOST_GROWTH_MB = 30.0
 
@@ -76,15 +81,22 @@ class LoadReport:
         return [t.response_seconds for t in turns if t.response_seconds is not None]
 
 
-async def run_load(callers: int, turns: int, port: int) -> LoadReport:
+async def run_load(callers: int, turns: int, port: int, whisper: bool = False) -> LoadReport:
     """Call, wait, compare. The first round of calls only warms the server up."""
-    sentences = SENTENCES[:callers]
+    if whisper:
+        sentences = tuple(f"My code word is {pair}." for pair in code_words(callers))
+        stt = {
+            "VOICE_RTC_STT__ENGINE": "faster-whisper",
+            "VOICE_RTC_STT__MODEL": str(MODEL),
+            "VOICE_RTC_TTS__ENGINE": "espeak-ng",
+            "VOICE_RTC_LLM__ENGINE": "eliza",
+        }
+    else:
+        sentences = SENTENCES[:callers]
+        stt = {"VOICE_RTC_STT__GRAMMAR": "|".join(sentences)}
     voices = {sentence: await spoken(sentence) for sentence in sentences}
-    environment = {
-        "VOICE_RTC_STT__GRAMMAR": "|".join(sentences),
-        "VOICE_RTC_POOL__SLOTS": str(callers),
-    }
-    async with own_server(port, environment, "--embedded") as server:
+    environment = {"VOICE_RTC_POOL__SLOTS": str(callers), **stt}
+    async with own_server(port, environment, *([] if whisper else ["--embedded"])) as server:
         await _round(server.url, voices, turns=1)
         await asyncio.sleep(_SETTLE_SECONDS)
         before = await server.resources()
@@ -121,11 +133,17 @@ async def spoken(text: str) -> Samples:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--callers", type=int, default=8, choices=range(1, len(SENTENCES) + 1))
+    parser.add_argument("--callers", type=int, default=8)
+    parser.add_argument("--whisper", action="store_true", help="the small test model listens")
     parser.add_argument("--turns", type=int, default=9, help="about 7 s each (default 9)")
     parser.add_argument("--port", type=int, default=18_480)
     arguments = parser.parse_args()
-    report = asyncio.run(run_load(arguments.callers, arguments.turns, arguments.port))
+    most = _MOST_CALLERS if arguments.whisper else len(SENTENCES)
+    if not 1 <= arguments.callers <= most:
+        parser.error(f"--callers: 1 to {most}")
+    report = asyncio.run(
+        run_load(arguments.callers, arguments.turns, arguments.port, arguments.whisper)
+    )
     responses = report.responses()
     print(
         f"{len(report.calls)} calls, {len(responses)} answered turns, response p50 "
