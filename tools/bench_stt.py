@@ -270,8 +270,8 @@ class Table:
             f"was fed {late * 1000:.0f} ms late at worst.",
             "",
             f"| mode | window | encoder | callers | finals | p50 | p95 | {goal} | failed "
-            "| partials/s | WER | workers' memory | GPU memory |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+            "| WER | workers' memory | GPU memory |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
             *(self._line(case, got) for case, got in self.rows),
         ]
         return "\n".join([*lines, end])
@@ -283,7 +283,7 @@ class Table:
             case.mode, case.window, case.encoder, case.callers, len(got.finals),
             f"{got.p(0.5) * 1000:.0f} ms", f"{got.p(0.95) * 1000:.0f} ms",
             "yes" if got.p(0.95) <= self.goal_seconds else "**no**", got.failed,
-            f"{got.partials / got.seconds:.0f}", wer, f"{got.memory_mb:.0f} MB", gpu,
+            wer, f"{got.memory_mb:.0f} MB", gpu,
         ]  # fmt: skip  # one line for each two columns
         return f"| {' | '.join(map(str, cells))} |"
 
