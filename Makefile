@@ -29,7 +29,7 @@ EXTRAS_MEND = $(if $(findstring realtimestt,$(EXTRAS)),$(call without_broken_tor
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-extras lint types bench soak constraints constraints-extras docs clean
+.PHONY: help run test test-extras lint types bench bench-pool isolation soak constraints constraints-extras docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -52,6 +52,18 @@ types: $(VENV)/.dev ## mypy --strict
 
 bench: $(VENV)/.dev ## measure a call and write the figures to docs/benchmarks.md
 	$(BIN)/python -m tools.bench_call $(ARGS)
+
+bench-pool: $(VENV)/.dev ## measure the pool of recognisers (20 minutes), figures to docs/benchmarks.md
+	$(BIN)/python -m tools.bench_windows --write
+	$(BIN)/python -m tools.bench_stt --key cpu shared:short:16 shared:short:32 shared:full:8 \
+		shared:full:16 dedicated:full:2 dedicated:full:4 dedicated:full:8 dedicated:full:16
+	$(BIN)/python -m tools.bench_stt --key tiny --random tiny shared:short:8 shared:short:16 \
+		shared:full:2 shared:full:4 dedicated:full:2 dedicated:full:4
+	$(BIN)/python -m tools.bench_faults --write
+	$(BIN)/python -m tools.bench_pool --write
+
+isolation: $(VENV)/.dev ## 2,000 turns of 20 callers, engines dying: is anybody heard as another?
+	$(BIN)/python -m tools.isolation --write $(ARGS)
 
 soak: $(VENV)/.dev ## eight bots for a minute against a server of their own
 	$(BIN)/python -m tools.load $(ARGS)
