@@ -283,3 +283,107 @@ def test_an_operator_restarts_one_that_loads(monkeypatch: pytest.MonkeyPatch) ->
             assert len(it.engines) == 3 and it.loaded == it.engines[2:]
 
     story(run)
+
+
+# ------------------------------------------------------------------------- engines of a mode
+
+
+def serving(it: Rig, mode: str) -> int:
+    return sum(r.mode == mode and r.role == "serving" for r in it.pool.supervisor.replicas())
+
+
+def test_going_back_to_a_mode_whose_engine_is_being_replaced_loads_no_second_one() -> None:
+    async def run() -> None:
+        async with rig(mode="single") as it:
+            await it.pool.switch_mode("shared")
+            for number in (1, 2):  # after the second death the successor's loading is put off
+                (old,) = [r for r in it.pool.supervisor.replicas() if r.mode == "single"]
+                old.engine.kill()  # type: ignore[attr-defined]
+                await until(lambda old=old: old.name in it.pool.supervisor._replacing)
+                if number == 1:
+                    await until(lambda: serving(it, "single") == 1 and len(it.loaded) == 2)
+            await it.pool.switch_mode("single")
+            await asyncio.sleep(10.0)
+            assert serving(it, "single") == 1
+            async with it.pool.lease("a") as lease:
+                assert await transcribe(lease, 1, 5) == said(5, 960)
+
+    story(run)
+
+
+def test_going_back_to_a_mode_that_has_an_engine_and_no_slots_gives_it_slots() -> None:
+    async def run() -> None:
+        async with rig(mode="single", idle_unload_seconds=20.0) as it:
+            await it.pool.switch_mode("shared")
+            await asyncio.sleep(10.0)
+            await it.pool.supervisor.start_replica("single", "serving", 0)
+            await until(lambda: serving(it, "single") == 1)
+            await it.pool.switch_mode("single")
+            async with asyncio.timeout(5.0), it.pool.lease("a") as lease:
+                assert await transcribe(lease, 1, 5) == said(5, 960)
+
+    story(run)
+
+
+def test_a_call_whose_mode_has_no_engine_left_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own was the only one in use, so the others were unloaded when the mode changed."""
+
+    async def run() -> None:
+        async with rig(idle_unload_seconds=5.0) as it, it.pool.lease("a") as lease:
+            await it.pool.isolate("a")
+            await it.pool.switch_mode("single")
+            await until(lambda: serving(it, "shared") == 0)
+            make = it.pool.supervisor._factory
+            assert make is not None
+
+            def only_shared(spec: ReplicaSpec) -> SttEngine:
+                engine = make(spec)
+                assert isinstance(engine, EchoStt)
+                if spec.mode == "dedicated":
+                    engine.start_error = EngineUnavailable("no room")
+                return engine
+
+            monkeypatch.setattr(it.pool.supervisor, "_factory", only_shared)
+            it.engine_of(lease).kill()
+            async with asyncio.timeout(5.0):
+                assert await transcribe(lease, 1, 5) == said(5, 960)
+
+    story(run)
+
+
+def test_an_engine_that_dies_again_and_again_does_not_hold_up_another() -> None:
+    async def run() -> None:
+        async with rig(seconds=0.05) as it, it.pool.lease("a"), it.pool.lease("b") as other:
+            await it.pool.isolate("a")
+            for _ in range(6):
+                own = it.pool.supervisor._isolated["a"]
+                await until(lambda own=own: own.state is State.READY)
+                own.engine.kill()  # type: ignore[attr-defined]
+                await until(lambda own=own: it.pool.supervisor._isolated["a"] is not own)
+            it.engines[0].kill()
+            async with asyncio.timeout(1.0):
+                assert await transcribe(other, 1, 5) == said(5, 960)
+
+    story(run)
+
+
+def test_a_mode_that_cannot_be_opened_is_tried_ever_more_rarely() -> None:
+    async def run() -> None:
+        async with rig(rollout_mode="single", rollout_share=1.0) as it:
+            make = it.pool.supervisor._factory
+            assert make is not None
+
+            def failing(spec: ReplicaSpec) -> SttEngine:
+                engine = make(spec)
+                assert isinstance(engine, EchoStt)
+                engine.start_error = EngineUnavailable("no such model")
+                return engine
+
+            it.pool.supervisor._factory = failing
+            async with asyncio.TaskGroup() as tasks:
+                waiting = tasks.create_task(it.pool.allocate_instance("a"))
+                await asyncio.sleep(60.0)
+                waiting.cancel()
+            assert 3 <= len(it.engines) <= 10
+
+    story(run)

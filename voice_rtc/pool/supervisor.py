@@ -95,8 +95,13 @@ class Supervisor:
         self._isolated: dict[str, Replica] = {}
         self._isolating: set[str] = set()
         """Calls whose own replica is being loaded."""
-        self._replacing: set[str] = set()
+        self._replacing: dict[str, Replica] = {}
+        """By name: those whose successor is to come."""
         self._opening: set[SttMode] = set()
+        self._open_failed: dict[SttMode, Restarts] = {}
+        self._open_from: dict[SttMode, float] = {}
+        """Loop time before which a mode is not opened again for who waits: that failed."""
+        self._restarts: dict[tuple[SttMode, Role, int], Restarts] = {}
         self._growth_failed = Restarts()
         self._grow_from = 0.0
         """Loop time before which no further engine is loaded on demand: the last one failed."""
@@ -405,7 +410,7 @@ class Supervisor:
             return
         if replica.state not in (State.READY, State.SUSPECT):
             return  # it goes already
-        self._replacing.add(replica.name)
+        self._replacing[replica.name] = replica
         replica.state, replica.reason = State.QUARANTINED, reason
         self._metrics.engine_restarts_total.labels(_slug(reason)).inc()
         _log.warning("replica_replaced", replica=replica.name, reason=reason, final=quarantine)
@@ -441,7 +446,7 @@ class Supervisor:
             replica.engine.abort(error)
         await self._drop(replica)
         while heir is None and not self._stopping and self._is_needed(replica):
-            wait = self.governor.restarts.died(asyncio.get_running_loop().time())
+            wait = self._restarts_of(replica).died(asyncio.get_running_loop().time())
             if wait:
                 self.note(f"the successor of {replica.name} is loaded in {wait:g} s")
                 await asyncio.sleep(wait)
@@ -451,9 +456,14 @@ class Supervisor:
                     await self._move(self._pool.lease_of(call_id), heir)
             elif heir is not None:
                 self.retire(heir, "its call is over")
-        self._replacing.discard(replica.name)
+        del self._replacing[replica.name]
         self._wake.set()
         await self._fill_spares()
+
+    def _restarts_of(self, replica: Replica) -> Restarts:
+        """Of its like: one that dies again and again does not hold the others up."""
+        like = (replica.mode, replica.role, replica.device)
+        return self._restarts.setdefault(like, Restarts())
 
     def _is_needed(self, replica: Replica) -> bool:
         if replica.role == "spare":
@@ -533,6 +543,7 @@ class Supervisor:
                 continue
             replica = self._choose(lease)
             if replica is None:
+                self.wanted(self._pool.groups[lease.mode])  # its engines may all be gone
                 continue
             del self._unbound[call_id]
             old = self._holder(lease)
@@ -555,7 +566,7 @@ class Supervisor:
 
     def _choose(self, lease: Lease) -> Replica | None:
         own = self._isolated.get(lease.call_id)
-        if own is not None and own.usable:
+        if own is not None and own.state in (State.READY, State.SUSPECT):
             return own
         # While its own is replaced the others serve it.
         alone = lease.mode == "dedicated"
@@ -594,15 +605,32 @@ class Supervisor:
 
     def wanted(self, group: Group) -> None:
         """Somebody waits in the group: load an engine for it where that is the way."""
-        if not self.serving(group.mode):
-            if self.can_replace and group.mode not in self._opening and not group.slots:
-                self._opening.add(group.mode)
-                self._spawn(self._open_group_in_background(group), f"open-{group.mode}")
-            return
         now = asyncio.get_running_loop().time()
+        if self._must_open(group, now):
+            self._opening.add(group.mode)
+            self._spawn(self._open_group_in_background(group), f"open-{group.mode}")
+        if not self.serving(group.mode):
+            return
         while now >= self._grow_from and self._lacks_engines(group) and self.growth(group) > 0:
             if not self._grow(group, now):
                 return
+
+    def _must_open(self, group: Group, now: float) -> bool:
+        """Is there no engine of the mode nor one to come, or no slot on those that there are?"""
+        mode = group.mode
+        if not self.can_replace or mode in self._opening or now < self._open_from.get(mode, now):
+            return False
+        if not self.serving(mode):
+            return not self._successor_comes(mode)
+        return not group.slots and not group.held and self._loaded(mode) is not None
+
+    def _successor_comes(self, mode: SttMode) -> bool:
+        return any(r.mode == mode and r.role == "serving" for r in self._replacing.values())
+
+    def _loaded(self, mode: SttMode) -> Replica | None:
+        """One that serves the mode now."""
+        loaded = (r for r in self.serving(mode) if r.state is not State.STARTING)
+        return next(loaded, None)
 
     def _lacks_engines(self, group: Group) -> bool:
         loading = sum(r.state is State.STARTING for r in self.serving(group.mode))
@@ -646,18 +674,24 @@ class Supervisor:
         try:
             await self._open_group(group)
         except EngineError as error:
+            now = asyncio.get_running_loop().time()
+            failed = self._open_failed.setdefault(group.mode, Restarts())
+            self._open_from[group.mode] = now + failed.died(now)
             self.note(f"mode {group.mode} could not be opened: {error}")
             _log.error("pool_mode_failed", mode=group.mode, error=str(error))
 
     async def _open_group(self, group: Group) -> None:
         self._opening.add(group.mode)
         try:
-            if not self.serving(group.mode):
-                first = await self.start_replica(
-                    group.mode, "serving", self.governor.first_device(group.mode)
-                )
+            first = self._loaded(group.mode)
+            if not self.serving(group.mode) and not self._successor_comes(group.mode):
+                device = self.governor.first_device(group.mode)
+                first = await self.start_replica(group.mode, "serving", device)
                 if self.governor.may_load:
                     await self._start_further(first)
+            elif group.slots:
+                return
+            if first is not None:  # else it is done when there is one: see `_must_open`
                 await self.governor.size_group(group, first)
                 self.publish()
         finally:
