@@ -5,19 +5,27 @@
  */
 
 import { Activity } from "/static/activity.js";
-import { Call } from "/static/call.js";
+import { Call, endCall } from "/static/call.js";
 import { Captions } from "/static/captions.js";
 import { CallFailure, isQuietEnd, noticeFor, noticeForEvent, noticeForReply } from "/static/errors.js";
 import { bindHolding } from "/static/holding.js";
+import { LineView } from "/static/line-view.js";
+import { WaitingLine } from "/static/line.js";
 import { dropTalk, pressTalk, releaseTalk, stopReply, turnDetection, typedTurn } from "/static/messages.js";
 import { LevelMeter } from "/static/meter.js";
+import { storePlace, takeStoredPlace, WayBack } from "/static/place.js";
 import { watchReadiness } from "/static/readiness.js";
 import { canChooseSpeaker, listDevices, openMicrophone, silentTrack } from "/static/sound.js";
 import { PushToTalk } from "/static/talk.js";
 import { View } from "/static/view.js";
+import { buttonWords, connectionWords, hintWords, statusWords, tabWords } from "/static/words.js";
 
 const STATISTICS_MS = 1_000;
 const RETRY_SECONDS = 2;
+/** A call that has to wait is told so right behind the greeting: until then it is not shown live. */
+const SETTLE_MS = 100;
+/** How long the page says that the wait is over. */
+const TURN_MS = 5_000;
 const NO_METRICS = {
   response_ms: null,
   endpoint_ms: null,
@@ -26,27 +34,12 @@ const NO_METRICS = {
   tts_first_audio_ms: null,
 };
 
-const STATUS_WORDS = {
-  idle: "Ready when you are",
-  connecting: "Connecting…",
-  waiting: "Waiting for the server",
-  interrupted: "The connection is interrupted",
-  ended: "Call ended",
-  failed: "No call",
-};
-
-const FLOOR_WORDS = {
-  caller: "You are speaking",
-  agent: "Agent is speaking",
-  thinking: "Thinking…",
-  listening: "Listening",
-};
-
-const BUTTON_WORDS = { connecting: "Cancel", waiting: "Cancel", live: "Hang up", interrupted: "Hang up" };
+/** Seconds that never run back. */
+const seconds = () => performance.now() / 1000;
 
 /** One open page; at most one call at a time. */
 class CallPage {
-  /** @type {"idle" | "connecting" | "waiting" | "live" | "interrupted" | "ended" | "failed"} */
+  /** @type {import("/static/words.js").Status} */
   status = "idle";
   activity = new Activity();
   captions = new Captions();
@@ -54,6 +47,13 @@ class CallPage {
   lastError = null;
   metrics = { ...NO_METRICS, round_trip_ms: /** @type {number | null} */ (null) };
   readiness = null;
+  line = new WaitingLine();
+  /** The wait was over a moment ago. */
+  turnHasCome = false;
+  /** The time after which the server wanted to be called again is over. */
+  mayRetry = false;
+  /** What the server gives up for now: step, name, message. @type {object | null} */
+  degraded = null;
   muted = false;
   /** No microphone in this call: the caller types. */
   textOnly = false;
@@ -61,6 +61,7 @@ class CallPage {
   localLevel = 0;
 
   #view = new View();
+  #lineView = new LineView();
   #talk = new PushToTalk({
     onMicrophone: () => this.#openMicrophone(),
     onPress: () => this.#call?.send(...pressTalk(this.activity)),
@@ -85,6 +86,14 @@ class CallPage {
   #connectedAt = 0;
   #drawing = false;
   #statisticsTimer = 0;
+  #settleTimer = 0;
+  #turnTimer = 0;
+  #retryTimer = 0;
+  #wayBack = new WayBack();
+  /** Of the call whose place is kept while its connection is lost. */
+  #lostId = "";
+  /** Milliseconds since 1970. */
+  #lostAt = 0;
   #chosen = { microphone: "", speaker: "", canChooseSpeaker: canChooseSpeaker() };
 
   get callId() {
@@ -116,13 +125,51 @@ class CallPage {
   /** @param {boolean} textOnly */
   async #place(textOnly) {
     if (this.#attempt) return;
-    if (!("RTCPeerConnection" in window)) return this.#fail(new CallFailure("webrtc_missing"));
-    const attempt = new AbortController();
-    this.#attempt = attempt;
-    this.#begin(textOnly);
-    try {
+    const attempt = this.#begin(textOnly, "connecting");
+    await this.#connect(attempt, async () => {
       const track = await this.#callersTrack(attempt.signal);
-      const call = await this.#placeUntilReady(track, attempt.signal);
+      return this.#placeUntilReady(track, attempt.signal);
+    });
+  }
+
+  /** The page was loaded again a moment ago: its caller is not to lose the place. */
+  async #takeUpStoredPlace() {
+    const kept = takeStoredPlace();
+    if (!kept || this.#attempt) return;
+    this.muted = kept.call.muted;
+    this.#talk.enabled = kept.call.pushToTalk;
+    this.line.restore(kept, seconds());
+    this.#lostId = kept.callId;
+    this.#lostAt = kept.lostAt;
+    const attempt = this.#begin(kept.call.textOnly, "returning");
+    await this.#connect(attempt, async () => this.#comeBack(await this.#callersTrack(attempt.signal), attempt.signal));
+  }
+
+  /** The connection is lost in the waiting line: the server keeps the place for a while. */
+  async #returnToLine() {
+    const attempt = /** @type {AbortController} */ (this.#attempt);
+    const track = /** @type {MediaStreamTrack} */ (this.textOnly ? this.#silence : this.#microphone);
+    clearTimeout(this.#settleTimer);
+    this.#wayBack.lost(seconds() - this.#connectedAt);
+    this.#lostId = this.callId ?? "";
+    this.#lostAt = Date.now();
+    this.#call = null;
+    this.line.doubt();
+    this.#setStatus("returning");
+    await this.#connect(attempt, () => this.#comeBack(track, attempt.signal));
+  }
+
+  /** @param {MediaStreamTrack} track @param {AbortSignal} signal */
+  #comeBack(track, signal) {
+    const attempt = () => this.#placeUntilReady(track, signal, this.line.token);
+    return this.#wayBack.find(attempt, this.#lostAt, signal);
+  }
+
+  /** @param {AbortController} attempt @param {() => Promise<Call>} place */
+  async #connect(attempt, place) {
+    try {
+      if (!("RTCPeerConnection" in window)) throw new CallFailure("webrtc_missing");
+      const call = await place();
       if (attempt.signal.aborted) return call.hangUp();
       this.#call = call;
       this.#connected();
@@ -136,8 +183,9 @@ class CallPage {
     }
   }
 
-  /** @param {boolean} textOnly */
-  #begin(textOnly) {
+  /** @param {boolean} textOnly @param {"connecting" | "returning"} status */
+  #begin(textOnly, status) {
+    const attempt = (this.#attempt = new AbortController());
     this.textOnly = textOnly;
     this.activity = new Activity();
     this.captions.clear();
@@ -147,12 +195,13 @@ class CallPage {
     this.#view.showTiming(this.metrics);
     this.#remoteEnergy = 0;
     this.lastError = null;
-    this.#view.showNotice(null);
+    this.#clearNotice();
     this.#context ??= new AudioContext();
     // Pending until a click allows it where autoplay is blocked; the meters then stay at zero.
     void this.#context.resume();
-    this.#setStatus("connecting");
+    this.#setStatus(status);
     this.#startDrawing();
+    return attempt;
   }
 
   /** @param {AbortSignal} signal @returns {Promise<MediaStreamTrack>} */
@@ -169,19 +218,19 @@ class CallPage {
 
   /**
    * Call again by itself for as long as the server says that it will be ready soon.
-   * @param {MediaStreamTrack} track @param {AbortSignal} signal
+   * @param {MediaStreamTrack} track @param {AbortSignal} signal @param {string} [resume]
    */
-  async #placeUntilReady(track, signal) {
+  async #placeUntilReady(track, signal, resume) {
     for (;;) {
       try {
-        return await Call.place(track, this.#listeners(), signal);
+        return await Call.place(track, this.#listeners(), signal, resume);
       } catch (error) {
         if (!(error instanceof CallFailure) || !noticeFor(error.code).retry) throw error;
         // What failed to load is not waited for; /readyz knows, the refusal does not say.
         if (this.readiness?.status === "failed") throw new CallFailure("engines_failed");
         this.#note(error);
         await this.#countDown(error.detail.retryAfterSeconds ?? RETRY_SECONDS, signal);
-        this.#view.showNotice(null);
+        this.#clearNotice();
         this.#setStatus("connecting");
       }
     }
@@ -189,22 +238,37 @@ class CallPage {
 
   /** @param {number} seconds @param {AbortSignal} signal */
   async #countDown(seconds, signal) {
-    this.#setStatus("waiting");
+    this.#setStatus("loading");
     for (let left = seconds; left > 0; left -= 1) {
-      this.#view.showCountdown(left);
+      this.#view.showCountdown(`Calling again in ${left} s.`);
       await new Promise((resolve) => setTimeout(resolve, 1000));
       signal.throwIfAborted();
     }
   }
 
   #connected() {
-    this.#connectedAt = performance.now();
+    this.#lostId = "";
+    this.#connectedAt = seconds();
+    clearInterval(this.#statisticsTimer);
     this.#statisticsTimer = setInterval(() => void this.#readStatistics(), STATISTICS_MS);
     if (this.#talk.enabled) this.#call?.send(...turnDetection(true));
     this.#openMicrophone();
-    this.#setStatus("live");
-    if (this.textOnly) this.#view.focusText();
+    this.#settleTimer = setTimeout(() => {
+      if (this.status !== "interrupted") this.#settled();
+    }, SETTLE_MS);
     this.#call?.watch();
+  }
+
+  /** The server had time to tell that the call has to wait. */
+  #settled() {
+    if (this.line.settle()) this.#turnCame();
+    else this.#stand();
+  }
+
+  /** Live, or in the waiting line. */
+  #stand() {
+    this.#setStatus(this.line.place ? "queued" : "live");
+    if (this.textOnly && this.status === "live") this.#view.focusText();
   }
 
   /** @returns {import("/static/call.js").Listeners} */
@@ -212,15 +276,37 @@ class CallPage {
     return {
       onEvent: (event) => this.#receive(event),
       onRemoteStream: (stream) => this.#play(stream),
-      onInterruption: (interrupted) => this.#setStatus(interrupted ? "interrupted" : "live"),
-      onLost: (failure) => this.#fail(failure),
+      onInterruption: (interrupted) => {
+        if (interrupted) this.#setStatus("interrupted");
+        else if (this.status === "interrupted") this.#settled();
+      },
+      onLost: (failure) => {
+        if (this.line.place) void this.#returnToLine();
+        else this.#fail(failure);
+      },
     };
   }
 
   #hangUp() {
+    if (this.#lostId) void endCall(this.#lostId); // nobody is to wait for the place that is kept
     this.#release();
-    this.#view.showNotice(null);
+    this.#clearNotice();
     this.#setStatus("ended");
+  }
+
+  /** The page goes away. In the waiting line that may be for a moment only: the place is kept. */
+  #leavePage() {
+    const { token, place, since } = this.line;
+    if (place) {
+      const call = { textOnly: this.textOnly, muted: this.muted, pushToTalk: this.#talk.enabled };
+      const lostAt = this.#lostId ? this.#lostAt : Date.now();
+      const callId = this.callId ?? this.#lostId;
+      storePlace({ token, callId, place, waitedSeconds: seconds() - since, call, lostAt });
+      this.#call?.drop();
+      this.#call = null;
+      this.#lostId = "";
+    }
+    this.#hangUp();
   }
 
   /** @param {CallFailure} failure */
@@ -233,10 +319,16 @@ class CallPage {
   /** Give back everything a call held. */
   #release() {
     clearInterval(this.#statisticsTimer);
+    clearTimeout(this.#settleTimer);
+    clearTimeout(this.#turnTimer);
     this.#attempt?.abort();
     this.#attempt = null;
     this.#call?.hangUp();
     this.#call = null;
+    this.#lostId = "";
+    this.line.leave();
+    this.turnHasCome = false;
+    this.#degrade(null);
     this.#talk.reset();
     this.#remoteEnergy = this.remoteEnergy;
     this.#localMeter?.close();
@@ -255,6 +347,10 @@ class CallPage {
   #receive(event) {
     this.activity.apply(event);
     if (this.captions.apply(event)) this.#view.showCaptions(this.captions.turns);
+    const moved = this.line.apply(event, seconds());
+    if (moved === "granted") this.#turnCame();
+    else if (moved) this.#waits();
+    if (event.type === "voice_rtc.degraded") this.#degrade(event.step > 0 ? event : null);
     if (event.type === "voice_rtc.turn.metrics") this.#takeMetrics(event);
     if (event.type === "voice_rtc.going_away") this.#goingAway(event);
     if (event.type === "voice_rtc.call.ended") this.#endedByServer(event);
@@ -263,6 +359,40 @@ class CallPage {
       this.#show(noticeForReply(event.response.status_details?.error), "reply_failed");
     }
     this.#render();
+  }
+
+  /** The caller stands in the line, at a new place perhaps. */
+  #waits() {
+    clearTimeout(this.#settleTimer);
+    if (this.#call) this.#call.waits = true;
+    this.#openMicrophone();
+    this.#stand();
+  }
+
+  /** The wait is over: the caller is heard from now on. */
+  #turnCame() {
+    if (this.#call) this.#call.waits = false;
+    this.#connectedAt = seconds();
+    this.turnHasCome = true;
+    this.#turnTimer = setTimeout(() => this.#turnSeen(), TURN_MS);
+    this.#openMicrophone();
+    this.#stand();
+  }
+
+  /** Who looks at another tab is told when it comes back. */
+  #turnSeen() {
+    if (document.hidden) {
+      this.#turnTimer = setTimeout(() => this.#turnSeen(), TURN_MS);
+      return;
+    }
+    this.turnHasCome = false;
+    this.#render();
+  }
+
+  /** @param {{step: number, name: string, message: string} | null} news null: nothing is given up */
+  #degrade(news) {
+    this.degraded = news && { step: news.step, name: news.name, message: news.message };
+    this.#view.showDegraded(news?.message ?? "");
   }
 
   /** @param {any} event */
@@ -274,7 +404,8 @@ class CallPage {
 
   /** @param {{deadline_seconds: number}} event */
   #goingAway({ deadline_seconds }) {
-    const text = `It ends this call within ${Math.ceil(deadline_seconds)} seconds: finish what you were saying.`;
+    const rest = this.line.place ? "." : ": finish what you were saying.";
+    const text = `It ends this call within ${Math.ceil(deadline_seconds)} seconds${rest}`;
     this.#show({ title: "The server is about to shut down", text, remedy: null, retry: false }, "going_away");
   }
 
@@ -316,7 +447,7 @@ class CallPage {
   #pressTalk(pressed) {
     // Letting go is always heard: else a gap in the network would leave the microphone open.
     if (pressed && (this.status !== "live" || this.textOnly)) return;
-    if (pressed && this.lastError?.code === "talk_too_short") this.#view.showNotice(null);
+    if (pressed && this.lastError?.code === "talk_too_short") this.#clearNotice();
     if (pressed) this.#talk.press();
     else this.#talk.release();
     this.#render();
@@ -341,7 +472,8 @@ class CallPage {
   }
 
   #openMicrophone() {
-    if (this.#microphone) this.#microphone.enabled = !this.muted && this.#talk.open;
+    // Who waits is not listened to: then nothing is to leave this device either.
+    if (this.#microphone) this.#microphone.enabled = !this.muted && !this.line.place && this.#talk.open;
   }
 
   /** @param {MediaStream} stream */
@@ -364,7 +496,7 @@ class CallPage {
   }
 
   async #unblockSound() {
-    this.#view.showNotice(null);
+    this.#clearNotice();
     await this.#context?.resume();
     await this.#startSound();
   }
@@ -423,14 +555,43 @@ class CallPage {
 
   /** @param {CallFailure} failure */
   #note(failure) {
-    this.#show(noticeFor(failure.code, failure.message), failure.code);
+    const notice = noticeFor(failure.code, failure.message, failure.detail.retryAfterSeconds);
+    this.#show(notice, failure.code);
+    if (notice.remedy === "call") this.#countToRetry(failure.detail.retryAfterSeconds ?? 0);
   }
 
   /** @param {import("/static/errors.js").Notice | null} notice @param {string} [code] */
   #show(notice, code = "error") {
     if (!notice) return;
+    this.#stopRetryCount();
     this.lastError = { code, title: notice.title, text: notice.text };
     this.#view.showNotice(notice);
+  }
+
+  #clearNotice() {
+    this.#stopRetryCount();
+    this.#view.showNotice(null);
+  }
+
+  #stopRetryCount() {
+    clearInterval(this.#retryTimer);
+    this.mayRetry = false;
+  }
+
+  /** The caller may call at any time; this only shows for how long the server asked to wait. */
+  #countToRetry(retryAfterSeconds) {
+    if (!retryAfterSeconds) return;
+    const until = seconds() + retryAfterSeconds;
+    const show = () => {
+      const left = Math.ceil(until - seconds());
+      this.mayRetry = left <= 0;
+      this.#view.showCountdown(this.mayRetry ? "You can call again now." : `${left} s left; trying earlier does no harm.`);
+      if (!this.mayRetry) return;
+      clearInterval(this.#retryTimer);
+      this.#render();
+    };
+    this.#retryTimer = setInterval(show, 1000);
+    show();
   }
 
   /** @param {CallPage["status"]} status */
@@ -441,57 +602,46 @@ class CallPage {
   }
 
   #showFigures() {
-    const seconds = this.#call ? (performance.now() - this.#connectedAt) / 1000 : null;
+    const began = this.line.place ? this.line.since : this.#call ? this.#connectedAt : null;
     this.#view.showFigures({
       response: this.metrics.response_ms,
       roundTrip: this.metrics.round_trip_ms,
-      seconds,
+      seconds: began === null ? null : seconds() - began,
     });
   }
 
   #render() {
     const live = this.status === "live";
     const hasMicrophone = this.#microphone !== null;
+    const situation = {
+      status: this.status,
+      floor: this.activity.floor,
+      line: this.line,
+      turnHasCome: this.turnHasCome,
+      mayRetry: this.mayRetry,
+      held: this.#talk.held,
+      muted: this.muted,
+      textOnly: this.textOnly,
+      pushToTalk: this.#talk.enabled,
+    };
     this.#view.showStatus({
       status: this.status,
-      words: this.#words(),
-      connection: this.#connectionWords(),
-      hint: this.#hint(),
-      button: BUTTON_WORDS[this.status] ?? "Call",
+      words: statusWords(situation),
+      connection: connectionWords(situation),
+      hint: hintWords(situation),
+      button: buttonWords(this.status),
+      tab: tabWords(situation),
     });
     this.#view.showControls({
       live,
       canTalk: live && hasMicrophone,
+      canMute: (live || this.line.place !== null) && hasMicrophone,
       muted: this.muted,
       canStop: live && (this.activity.responding || this.activity.playing),
       pushToTalk: this.#talk.enabled,
       held: this.#talk.held,
     });
-  }
-
-  #words() {
-    if (this.status !== "live") return STATUS_WORDS[this.status];
-    if (this.#talk.held) return "You are speaking";
-    const { floor } = this.activity;
-    if (floor !== "listening") return FLOOR_WORDS[floor];
-    if (this.textOnly) return "Ready for your message";
-    if (this.muted) return "You are muted";
-    return this.#talk.enabled ? "Hold to talk" : FLOOR_WORDS.listening;
-  }
-
-  #connectionWords() {
-    if (this.status !== "live") return STATUS_WORDS[this.status];
-    return this.muted ? "Connected, you are muted" : "Connected";
-  }
-
-  #hint() {
-    if (this.status === "connecting") return "Allow the microphone if the browser asks.";
-    if (this.status === "interrupted") return "Trying to get it back; no need to do anything.";
-    if (this.status === "failed" || this.status === "waiting") return "";
-    if (this.status !== "live") return "Press Call and start talking.";
-    if (this.textOnly) return "Text call: type below, the agent answers aloud.";
-    if (this.#talk.enabled) return "Push to talk is on.";
-    return this.muted ? "Press Mute again to be heard." : "Speak naturally. You can interrupt at any time.";
+    this.#lineView.show(this.line.place, this.textOnly);
   }
 
   // ------------------------------------------------------------ what the caller does
@@ -506,7 +656,7 @@ class CallPage {
     on("notice-call", "click", () => void this.#place(false));
     on("notice-text-call", "click", () => void this.#place(true));
     on("notice-sound", "click", () => void this.#unblockSound());
-    on("notice-dismiss", "click", () => this.#view.showNotice(null));
+    on("notice-dismiss", "click", () => this.#clearNotice());
     on("mute", "click", () => this.#toggleMute());
     on("stop", "click", () => this.#call?.send(...stopReply(this.activity)));
     on("ptt", "click", () => this.#togglePushToTalk());
@@ -524,8 +674,9 @@ class CallPage {
     });
     navigator.mediaDevices?.addEventListener("devicechange", () => void this.#refreshDevices());
     window.addEventListener("pagehide", () => {
-      if (this.#attempt) this.#hangUp();
+      if (this.#attempt) this.#leavePage();
     });
+    window.addEventListener("pageshow", () => void this.#takeUpStoredPlace());
   }
 }
 
@@ -561,6 +712,12 @@ Object.defineProperty(window, "voiceRtc", {
     },
     get metrics() {
       return { ...page.metrics };
+    },
+    get place() {
+      return page.line.place && { ...page.line.place };
+    },
+    get degraded() {
+      return page.degraded && { ...page.degraded };
     },
     get muted() {
       return page.muted;

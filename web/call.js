@@ -10,6 +10,8 @@ const ANSWER_MS = 15_000;
 const CONNECT_MS = 20_000;
 /** ICE recovers by itself from short gaps; past this a gap is a loss. */
 const GAP_MS = 8_000;
+/** Nothing that was said is lost by calling again from the waiting line, and the place is kept. */
+const WAITING_GAP_MS = 2_000;
 
 /**
  * @typedef {object} Listeners
@@ -19,7 +21,7 @@ const GAP_MS = 8_000;
  * @property {(failure: CallFailure) => void} onLost the call is over and nobody hung up
  */
 
-/** A connected call. Made by `Call.place`, then `watch`; over after `hangUp` or `onLost`. */
+/** A connected call. Made by `Call.place`, then `watch`; over after `hangUp`, `drop` or `onLost`. */
 export class Call {
   /** @type {string} */
   id = "";
@@ -29,10 +31,14 @@ export class Call {
   #sender;
   /** @type {Listeners} */
   #listeners;
+  /** In the waiting line. */
+  waits = false;
   #over = false;
+  #told = false;
   /** `voice_rtc.call.ended` came: the page knows why, and the server need not be told. */
   #explained = false;
   #gapTimer = 0;
+  #greet = () => {};
 
   /** @param {MediaStreamTrack} track @param {Listeners} listeners */
   constructor(track, listeners) {
@@ -45,17 +51,18 @@ export class Call {
   }
 
   /**
-   * Offer, answer, connect. Resolves when the data channel is open.
+   * Offer, answer, connect. Resolves when the server has greeted.
    * @param {MediaStreamTrack} track the caller's sound; silence in a text call
    * @param {Listeners} listeners
    * @param {AbortSignal} signal aborted when the caller hangs up before the call stands
+   * @param {string} [resume] the token of a place in the waiting line
    * @returns {Promise<Call>}
    * @throws {CallFailure} or an AbortError
    */
-  static async place(track, listeners, signal) {
+  static async place(track, listeners, signal, resume = "") {
     const call = new Call(track, listeners);
     try {
-      await call.#connect(signal);
+      await call.#connect(signal, resume);
       return call;
     } catch (error) {
       call.hangUp();
@@ -63,14 +70,15 @@ export class Call {
     }
   }
 
-  /** @param {AbortSignal} signal */
-  async #connect(signal) {
+  /** @param {AbortSignal} signal @param {string} resume */
+  async #connect(signal, resume) {
     await this.#peer.setLocalDescription();
     // No waiting for candidates: the server learns this side's address from its connectivity checks.
-    const answer = await this.#exchange(this.#peer.localDescription?.sdp ?? "", signal);
+    const url = resume ? `${CALLS_URL}?resume=${encodeURIComponent(resume)}` : CALLS_URL;
+    const answer = await this.#exchange(url, this.#peer.localDescription?.sdp ?? "", signal);
     signal.throwIfAborted();
     await this.#peer.setRemoteDescription({ type: "answer", sdp: answer });
-    await this.#opened(signal);
+    await this.#greeted(signal);
   }
 
   /** From now on tell of interruptions and loss; the owner calls this once, after `place`. */
@@ -81,12 +89,12 @@ export class Call {
     else if (this.#peer.connectionState !== "connected") this.#watchConnection();
   }
 
-  /** @param {string} offer @param {AbortSignal} signal @returns {Promise<string>} */
-  async #exchange(offer, signal) {
+  /** @param {string} url @param {string} offer @param {AbortSignal} signal @returns {Promise<string>} */
+  async #exchange(url, offer, signal) {
     const deadline = AbortSignal.timeout(ANSWER_MS);
     let response;
     try {
-      response = await fetch(CALLS_URL, {
+      response = await fetch(url, {
         method: "POST",
         headers: { "Content-Type": "application/sdp" },
         body: offer,
@@ -102,14 +110,15 @@ export class Call {
   }
 
   /** @param {AbortSignal} signal @returns {Promise<void>} */
-  #opened(signal) {
+  #greeted(signal) {
     return new Promise((resolve, reject) => {
       const failed = () => reject(new CallFailure("no_media_connection"));
       const timer = setTimeout(failed, CONNECT_MS);
-      this.#channel.onopen = () => {
+      this.#greet = () => {
         clearTimeout(timer);
         resolve();
       };
+      this.#channel.onclose = failed;
       this.#peer.onconnectionstatechange = () => {
         if (this.#peer.connectionState === "failed") failed();
       };
@@ -120,6 +129,7 @@ export class Call {
   /** @param {string} data */
   #receive(data) {
     const event = JSON.parse(data);
+    if (event.type === "session.created") this.#greet();
     if (event.type === "voice_rtc.call.ended") this.#explained = true;
     this.#listeners.onEvent(event);
   }
@@ -130,7 +140,8 @@ export class Call {
     if (this.#over) return;
     clearTimeout(this.#gapTimer);
     if (state === "disconnected") {
-      this.#gapTimer = setTimeout(() => this.#lost("connection_lost"), GAP_MS);
+      const patience = this.waits ? WAITING_GAP_MS : GAP_MS;
+      this.#gapTimer = setTimeout(() => this.#lost("connection_lost"), patience);
     }
     this.#listeners.onInterruption(state === "disconnected");
   }
@@ -138,7 +149,7 @@ export class Call {
   /** @param {string} code */
   #lost(code) {
     if (this.#over || this.#explained) return;
-    this.hangUp();
+    this.drop();
     this.#listeners.onLost(new CallFailure(code));
   }
 
@@ -167,24 +178,34 @@ export class Call {
     return null;
   }
 
-  /** End the call on both sides. Safe to call twice, and while the page goes away. */
+  /** End the call on both sides, and give up its place in the line. Safe to call twice. */
   hangUp() {
+    if (this.id && !this.#explained && !this.#told) void endCall(this.id);
+    this.#told = true;
+    this.drop(); // not before: the server is to know first that it was no accident
+  }
+
+  /**
+   * Close the connection and leave it to the server to notice: a place in the waiting line is kept.
+   * Safe to call twice, and while the page goes away.
+   */
+  drop() {
     if (this.#over) return;
     this.#over = true;
     clearTimeout(this.#gapTimer);
     this.#peer.onconnectionstatechange = null;
     this.#channel.onclose = null;
     this.#channel.onmessage = null;
-    if (this.id && !this.#explained) void this.#tellServer();
     this.#peer.close();
   }
+}
 
-  async #tellServer() {
-    try {
-      await fetch(`${CALLS_URL}/${encodeURIComponent(this.id)}`, { method: "DELETE", keepalive: true });
-    } catch (error) {
-      // The call is over here either way, and the server sees the peer connection close.
-      console.warn("the server could not be told that the call is over:", error);
-    }
+/** Tell the server that a call is over, and give up its place in the line. @param {string} id */
+export async function endCall(id) {
+  try {
+    await fetch(`${CALLS_URL}/${encodeURIComponent(id)}`, { method: "DELETE", keepalive: true });
+  } catch (error) {
+    // The call is over here either way, and the server sees the peer connection close.
+    console.warn("the server could not be told that the call is over:", error);
   }
 }

@@ -26,7 +26,10 @@ export class CallFailure extends Error {
   }
 }
 
-/** @type {Record<string, {title: string, text: string, remedy?: Remedy, retry?: boolean}>} */
+/**
+ * `again`: when to call again, unless the server says in how many seconds.
+ * @type {Record<string, {title: string, text: string, again?: string, remedy?: Remedy, retry?: boolean}>}
+ */
 const NOTICES = {
   __proto__: null, // a code from the wire must not find what every object has
   // before the call: this browser and its microphone
@@ -95,22 +98,26 @@ const NOTICES = {
   },
   pool_full: {
     title: "All lines are busy",
-    text: "Every place for a caller is taken. Wait a moment, then call again.",
+    text: "The server carries as many calls as it can, and its waiting line is full.",
+    again: "Wait a moment, then call again.",
     remedy: "call",
   },
   overloaded: {
     title: "The server is too busy",
-    text: "It takes no more calls right now. Wait a moment, then call again.",
+    text: "It takes no more calls right now.",
+    again: "Wait a moment, then call again.",
     remedy: "call",
   },
   draining: {
     title: "The server is shutting down",
-    text: "It takes no new calls. Wait until it is back, then call again.",
+    text: "It takes no new calls.",
+    again: "Wait until it is back, then call again.",
     remedy: "call",
   },
   rate_limited: {
     title: "Too many calls from here",
-    text: "Wait a minute, then call again.",
+    text: "The server takes no more of them for now.",
+    again: "Wait a minute, then call again.",
     remedy: "call",
   },
   unauthorized: {
@@ -122,6 +129,23 @@ const NOTICES = {
     title: "The server does not understand this browser's offer",
     text: "Reload the page and call again; if it stays so, use a current Chrome, Edge, Firefox or Safari.",
     remedy: "call",
+  },
+
+  // in the waiting line
+  queue_timeout: {
+    title: "It took too long until your turn",
+    text: "No line became free in the time that the server lets callers wait. Call again to wait anew.",
+    remedy: "call",
+  },
+  place_lost: {
+    title: "Your place in line was lost",
+    text: "The connection broke and did not come back in time. Check your network, then call again to wait anew.",
+    remedy: "call",
+  },
+  replaced: {
+    title: "The call goes on elsewhere",
+    text: "It was taken over on another connection, perhaps in another tab, and ended here.",
+    remedy: null,
   },
 
   // during the call
@@ -173,8 +197,8 @@ const SAME_AS = {
   bad_request: "bad_offer",
   missing_sdp: "bad_offer",
   no_audio_track: "bad_offer",
-  queue_timeout: "pool_full",
   no_slot: "pool_full",
+  call_replaced: "replaced",
   engine_unavailable: "engines_failed",
   ice_failed: "no_media_connection",
   connect_timeout: "no_media_connection",
@@ -193,11 +217,16 @@ const HARMLESS_ERRORS = new Set(["response_cancel_not_active"]);
  * What to show for a failure. An unknown code shows the server's own message.
  * @param {string} code
  * @param {string} [message] the server's sentence
+ * @param {number} [retryAfterSeconds] as the server asked
  * @returns {Notice}
  */
-export function noticeFor(code, message = "") {
+export function noticeFor(code, message = "", retryAfterSeconds) {
   const known = NOTICES[code] ?? NOTICES[SAME_AS[code]];
-  if (known) return { remedy: null, retry: false, ...known };
+  if (known) {
+    const { title, text, again, remedy = null, retry = false } = known;
+    const when = again && retryAfterSeconds ? `Call again in ${secondsWords(retryAfterSeconds)}.` : again;
+    return { title, text: when ? `${text} ${when}` : text, remedy, retry };
+  }
   const said = message && message !== code ? ` The server says: ${message}` : "";
   return {
     title: "The call did not work",
@@ -206,6 +235,9 @@ export function noticeFor(code, message = "") {
     retry: false,
   };
 }
+
+/** @param {number} seconds */
+const secondsWords = (seconds) => (seconds === 1 ? "1 second" : `${seconds} seconds`);
 
 /**
  * What to show for an `error` event during a call, or null for one that needs no words.

@@ -62,9 +62,11 @@ export class View {
 
   /**
    * `connection` is read aloud by screen readers; who has the floor changes too often for that.
-   * @param {{status: string, words: string, connection: string, hint: string, button: string}} model
+   * @param {{status: string, words: string, connection: string, hint: string, button: string,
+   *   tab: string}} model
    */
-  showStatus({ status, words, connection, hint, button }) {
+  showStatus({ status, words, connection, hint, button, tab }) {
+    document.title = tab;
     element("page").dataset.status = status;
     setText(element("status"), words);
     setText(element("connection"), connection);
@@ -73,11 +75,11 @@ export class View {
   }
 
   /**
-   * @param {{live: boolean, canTalk: boolean, muted: boolean, canStop: boolean,
+   * @param {{live: boolean, canTalk: boolean, canMute: boolean, muted: boolean, canStop: boolean,
    *   pushToTalk: boolean, held: boolean}} model
    */
-  showControls({ live, canTalk, muted, canStop, pushToTalk, held }) {
-    element("mute").disabled = !canTalk || pushToTalk;
+  showControls({ live, canTalk, canMute, muted, canStop, pushToTalk, held }) {
+    element("mute").disabled = !canMute || pushToTalk;
     element("mute").setAttribute("aria-pressed", String(muted));
     element("stop").disabled = !canStop;
     element("ptt").setAttribute("aria-pressed", String(pushToTalk));
@@ -125,10 +127,16 @@ export class View {
     this.showCountdown(null);
   }
 
-  /** @param {number | null} seconds until the page calls again by itself */
-  showCountdown(seconds) {
-    element("notice-countdown").hidden = seconds === null;
-    setText(element("notice-countdown"), seconds === null ? "" : `Calling again in ${seconds} s.`);
+  /** @param {string | null} words how long to wait yet */
+  showCountdown(words) {
+    element("notice-countdown").hidden = words === null;
+    setText(element("notice-countdown"), words ?? "");
+  }
+
+  /** What the server gives up for now. @param {string} message empty: nothing */
+  showDegraded(message) {
+    element("degraded").hidden = !message;
+    setText(element("degraded-text"), message);
   }
 
   /** @param {import("/static/readiness.js").Readiness & {version?: string}} readiness */
@@ -204,9 +212,10 @@ export class View {
     element("text").value = text;
   }
 
-  /** Where the caller goes on after starting a text call. */
+  /** Where the caller goes on in a text call; who is busy elsewhere meanwhile stays there. */
   focusText() {
-    element("text").focus();
+    const idle = [document.body, element("call"), null];
+    if (idle.includes(document.activeElement)) element("text").focus();
   }
 }
 

@@ -138,6 +138,8 @@ class RigCall:
 
     id: str
     changes: Changes
+    resume: str = ""
+    """The token that the page called with."""
     peer: RTCPeerConnection = field(default_factory=RTCPeerConnection)
     tone: Tone = field(default_factory=Tone)
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -286,6 +288,15 @@ class RigCall:
         )
         self.send("response.done", response=response)
 
+    def queue(self, position: int, waiting: int, eta_seconds: float | None, token: str) -> None:
+        """The caller stands here in the waiting line now."""
+        place = {"position": position, "waiting": waiting, "eta_seconds": eta_seconds}
+        self.send("voice_rtc.queue.updated", **place, resume_token=token)
+
+    def grant(self) -> None:
+        """The wait is over."""
+        self.send("voice_rtc.queue.granted", waited_seconds=1.0)
+
     def end(self, reason: str) -> None:
         """The server ends the call."""
         self.send("voice_rtc.call.ended", reason=reason, message="said by the server")
@@ -358,7 +369,8 @@ class PageServer:
         assert request.content_type == "application/sdp"
         if self.refusals:
             return self.refusals.popleft().response()
-        call = RigCall(f"rtc_{len(self.calls) + 1}", self.changes)
+        resume = request.query.get("resume", "")
+        call = RigCall(f"rtc_{len(self.calls) + 1}", self.changes, resume)
         self.calls.append(call)
         answer = await call.answer(await request.text())
         location = f"/v1/realtime/calls/{call.id}"

@@ -56,7 +56,7 @@ async def test_loading_engines_are_waited_for(
 
     page_server.refusals.append(Refusal(503, "engines_loading", retry_after=60))
     await opened.press("Call")
-    await opened.until("voiceRtc.status === 'waiting'")
+    await opened.until("voiceRtc.status === 'loading'")
     await opened.press("Cancel")
     assert await opened.state("status") == "ended"
     assert len(page_server.calls) == 1
@@ -229,7 +229,7 @@ async def test_gap_in_the_connection(chromium_page: OpenChromium, page_server: P
     await opened.page.evaluate("force('disconnected')")
     assert await opened.state("status") == "interrupted"
     assert "interrupted" in await opened.page.locator("#status").inner_text()
-    assert "interrupted" in await opened.page.get_by_role("status").inner_text()
+    assert "interrupted" in await opened.page.locator("#connection").inner_text()
     await opened.page.evaluate("force('connected')")
     assert await opened.state("status") == "live"
     await opened.page.evaluate("force('failed')")
