@@ -202,7 +202,7 @@ async def test_refusals_with_a_time(chromium_page: OpenChromium, page_server: Pa
     opened = await chromium_page()
     await opened.open(page_server.url)
     for code, sentence in (
-        ("pool_full", "All lines are busy The server carries as many calls as it can, and its waiting"),
+        ("pool_full", "All lines are busy The server carries as many calls as it can, and"),
         ("overloaded", "The server is too busy It takes no more calls right now."),
         ("draining", "The server is shutting down It takes no new calls."),
     ):
