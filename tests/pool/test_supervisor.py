@@ -386,3 +386,69 @@ def test_a_mode_that_cannot_be_opened_is_tried_ever_more_rarely() -> None:
             assert 3 <= len(it.engines) <= 10
 
     story(run)
+
+
+# ----------------------------------------------------------------------------------- spares
+
+
+def spares(it: Rig) -> list[str]:
+    return [f"{r.mode} {r.state}" for r in it.pool.supervisor.replicas() if r.role == "spare"]
+
+
+def fails_to_load(it: Rig, numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines with these numbers, counted from 0."""
+    make = it.pool.supervisor._factory
+    assert make is not None
+
+    def failing(spec: ReplicaSpec) -> SttEngine:
+        engine = make(spec)
+        assert isinstance(engine, EchoStt)
+        if len(it.engines) - 1 in numbers:
+            engine.start_error = EngineUnavailable("not now")
+        return engine
+
+    monkeypatch.setattr(it.pool.supervisor, "_factory", failing)
+
+
+def test_a_spare_that_does_not_load_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with rig(spares=1) as it:
+            fails_to_load(it, range(2, 5), monkeypatch)
+            await until(lambda: spares(it) == ["shared ready"])
+            it.engines[1].kill()
+            await until(lambda: spares(it) == [])
+            await until(lambda: spares(it) == ["shared ready"], seconds=10.0)
+            assert len(it.engines) == 6
+
+    story(run)
+
+
+def test_spares_that_die_at_once_are_loaded_ever_more_rarely() -> None:
+    async def run() -> None:
+        async with rig(spares=1) as it:
+            for _ in range(600):
+                for engine in it.loaded[1:]:
+                    engine.kill()
+                await asyncio.sleep(0.1)
+            assert 3 <= len(it.engines) <= 12
+
+    story(run)
+
+
+@pytest.mark.parametrize("mode", ["shared", "dedicated"])
+def test_a_spare_that_loads_while_the_mode_changes_does_not_stay(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with rig(mode=mode, spares=1, idle_unload_seconds=5.0) as it:
+            await until(lambda: len(spares(it)) == 1)
+            loading_takes(it, 3.0, monkeypatch)
+            it.engines[1].kill()
+            await until(lambda: spares(it) == [f"{mode} starting"])
+            it.pool.mode = "single"  # as if its engine had been loaded before
+            await it.pool.supervisor._open_group(it.pool.group)
+            await asyncio.sleep(20.0)
+            assert spares(it) == ["single ready"]
+            assert len(it.loaded) == 2
+
+    story(run)

@@ -62,6 +62,8 @@ _EVENTS_KEPT = 50
 _FIRST_RETRY_SECONDS = 0.1
 _LONGEST_RETRY_SECONDS = 2.0
 _CLOSING_SECONDS = 10.0
+_SPARES_SECONDS = 1.0
+"""How often it is looked whether there is room for a spare meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,9 @@ class Supervisor:
         self._growth_failed = Restarts()
         self._grow_from = 0.0
         """Loop time before which no further engine is loaded on demand: the last one failed."""
+        self._spares_failed = Restarts()
+        self._fill_from = 0.0
+        """Loop time before which no spare is loaded."""
         self._wake = asyncio.Event()
         self._quality = SttQuality()
         self._stopping = False
@@ -133,7 +138,7 @@ class Supervisor:
         if self.can_replace:
             await self._probe(first)
         self._spawn(self._watch(), "pool-supervisor")
-        self._spawn(self._fill_spares(), "pool-spares")
+        self.refill_spares()
         self.publish()
 
     async def stop(self) -> None:
@@ -187,6 +192,7 @@ class Supervisor:
         for replica in list(self._all):
             self._check(replica, now, lag)
         self._rebind(now)
+        self.refill_spares()
         for group in self._pool.groups.values():
             group.expire(now)
         self.governor.tick(now)
@@ -304,26 +310,36 @@ class Supervisor:
             if isinstance(replica.engine, SupportsQuality) and replica.usable:
                 replica.engine.set_quality(quality)
 
+    def _lacks_spare(self) -> bool:
+        """Should there be one more engine in reserve, where a dead one does not heal itself?"""
+        if self._stopping or not self.can_replace or not self.governor.may_load:
+            return False
+        if len(self._spares(self._pool.mode)) >= self._settings.spares:
+            return False
+        return any(not replica.heals_itself for replica in self.serving(self._pool.mode))
+
     async def _fill_spares(self) -> None:
-        """Keep loaded engines in reserve, where one that dies does not come back by itself."""
-        serving = self.serving(self._pool.mode)
-        if not serving or serving[0].heals_itself or not self.can_replace:
-            return
-        while not self._stopping and self.governor.may_load:
+        while self._lacks_spare():
             group = self._pool.group
-            if len(self._spares(group.mode)) >= self._settings.spares:
-                return
             device = 0
             if group.mode == "dedicated":  # where a spare is one of those that memory allows
                 found = self.governor.next_device(group) if self._room(group) > 0 else None
                 if found is None:
+                    self._fill_from = asyncio.get_running_loop().time() + _SPARES_SECONDS
                     return
                 device = found
             spare = await self._start_or_note(group.mode, "spare", device)
             if spare is None:
+                self._spare_lost(asyncio.get_running_loop().time())
                 return
             if spare.role == "serving":  # somebody came meanwhile
                 group.add_slot(asyncio.get_running_loop().time())
+            elif group.mode != self._pool.mode or not self.governor.may_load:
+                self.retire(spare, "it is not wanted any more")
+
+    def _spare_lost(self, now: float) -> None:
+        """It did not load, or died: the next comes after a while."""
+        self._fill_from = now + self._spares_failed.died(now)
 
     def drop_spares(self, why: str) -> None:
         """Memory is short."""
@@ -340,8 +356,10 @@ class Supervisor:
         return True
 
     def refill_spares(self) -> None:
-        """Memory is there again."""
-        self._spawn(self._fill_spares(), "pool-spares")
+        """See that there are as many as there should be, soon if the last one failed."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._fill_from and self._lacks_spare():
+            self._spawn(self._fill_spares(), "pool-spares")
 
     # ------------------------------------------------------------------- health
 
@@ -421,6 +439,8 @@ class Supervisor:
         for lease in list(replica.leases.values()):
             replica.unbind(lease.call_id, now)
             self._await_binding(lease, now)
+        if replica.role == "spare":
+            self._spare_lost(now)
         heir = self._promote_spare(replica)
         self._rebind(now)
         self._spawn(self._succeed(replica, heir, reason), f"replace-{replica.name}")
@@ -458,7 +478,7 @@ class Supervisor:
                 self.retire(heir, "its call is over")
         del self._replacing[replica.name]
         self._wake.set()
-        await self._fill_spares()
+        self.refill_spares()
 
     def _restarts_of(self, replica: Replica) -> Restarts:
         """Of its like: one that dies again and again does not hold the others up."""
@@ -467,7 +487,7 @@ class Supervisor:
 
     def _is_needed(self, replica: Replica) -> bool:
         if replica.role == "spare":
-            return False  # `_fill_spares` sees to that
+            return False  # `refill_spares` sees to that
         if replica.role == "isolated":
             return replica in self._isolated.values()
         return True
