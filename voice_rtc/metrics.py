@@ -126,6 +126,12 @@ class Metrics:
         self.frames_concealed_total = self._counter(
             "frames_concealed_total", "20 ms of inbound timeline filled in.", "method"
         )
+        self.rtp_packets_lost_total = self._counter(
+            "rtp_packets_lost_total", "Inbound RTP packets that did not come in time."
+        )
+        self.rtp_packets_rejected_total = self._counter(
+            "rtp_packets_rejected_total", "Inbound RTP packets not played, by reason.", "reason"
+        )
         self.inbound_dropped_total = self._counter(
             "inbound_dropped_total", "Inbound audio runs dropped because the listener was late."
         )

@@ -1,0 +1,255 @@
+"""Audio in, our own way: RTP packets of one caller become contiguous 16 kHz PCM.
+
+A packet is decoded when it comes, on the event loop: no jitter buffer, no thread, no queue. What is
+missing is made whole, so that the sample clock keeps to the caller's:
+
+    a lost packet           the next one's in-band FEC (RFC 6716 section 2.1.7), else concealment,
+                            for `_LONGEST_CONCEALED_SECONDS`, else silence
+    a pause of the sender   silence (RFC 7587 section 3.1.3, DTX)
+    nothing comes at all    silence by the wall clock, sooner after a frame that announced a pause
+
+The object has no clock and no timer: ``now`` is an argument, `next_deadline` says when `tick` is
+due. It reads plain RTP; SRTP is its caller's business.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm, Samples, silence
+from voice_rtc.core.reorder import Received, ReorderWindow
+from voice_rtc.core.rtp import parse
+from voice_rtc.inbox import Inbox
+from voice_rtc.media.opus import Decoder, OpusError
+from voice_rtc.metrics import Metrics
+
+CLOCK_HZ = 48_000
+"""Of Opus timestamps, whatever the rate (RFC 7587 section 4.1)."""
+
+_RATIO = CLOCK_HZ // LISTEN_RATE_HZ
+_FRAME = LISTEN_RATE_HZ // 50
+_LONGEST_CONCEALED_SECONDS = 0.1
+"""Concealment fades to noise and then to nonsense."""
+_LONGEST_FILL_SECONDS = 2.0
+"""A longer hole is a new timeline."""
+_PAUSE_SECONDS = 0.06
+"""Nothing came for so long after a frame that announced a pause."""
+_QUIET_SECONDS = 0.3
+"""The same in the middle of speech: the network may be slow."""
+_DTX_BYTES = 2
+"""A frame of so few bytes says that there is nothing to hear (RFC 6716 section 3.1)."""
+_STRANGER_SECONDS = 0.5
+"""Another source is believed when the present one was silent for so long."""
+
+
+class InboundRtp:
+    """See the module. Feed `receive`, call `tick` at `next_deadline`, `end` when no more comes."""
+
+    def __init__(
+        self,
+        inbox: Inbox[Pcm],
+        metrics: Metrics,
+        *,
+        payload_types: frozenset[int],
+        level_id: int = 0,
+        most_packets_per_second: float = 150.0,
+    ) -> None:
+        """``payload_types`` are those of Opus, ``level_id`` the audio level's extension; 0: none.
+
+        Raises OpusError when there is no libopus.
+        """
+        self._inbox = inbox
+        self._metrics = metrics
+        self._payload_types = payload_types
+        self._level_id = level_id
+        self._window = ReorderWindow()
+        self._decoder = Decoder(LISTEN_RATE_HZ)
+        self._most = most_packets_per_second
+        self._allowed, self._allowed_at = most_packets_per_second, 0.0
+        self._ssrc: int | None = None
+        self._expected: int | None = None
+        """Timestamp that follows on what was played."""
+        self._at = 0
+        self._duration = _FRAME
+        """Of the newest packet, in samples."""
+        self._paused = False
+        """The newest packet announced a pause."""
+        self._heard_until = 0.0
+        """Until when there is sound, by the wall clock."""
+        self._last_came = 0.0
+        self._made_up = 0
+        """Samples of silence since the newest packet."""
+        self._counted_lost = 0
+        self.frames = 0
+        """Packets played."""
+        self.level_dbov: int | None = None
+        """Of the newest packet, as the sender tells it."""
+
+    # ------------------------------------------------------------------------ what comes
+
+    def receive(self, data: bytes, now: float) -> None:
+        """One RTP packet, decrypted."""
+        packet = parse(data, self._level_id)
+        if packet is None:
+            self._reject("not_rtp")
+        elif packet.payload_type not in self._payload_types:
+            self._reject("payload_type")
+        elif not self._is_allowed(now):
+            self._reject("rate")
+        elif not self._is_ours(packet.ssrc, now):
+            self._reject("ssrc")
+        elif packet.payload:
+            self._last_came = now
+            self.level_dbov = packet.level_dbov
+            released = self._window.push(packet.sequence, packet.timestamp, packet.payload, now)
+            self._play_all(released, now)
+
+    def tick(self, now: float) -> None:
+        """What is due by the wall clock: held packets, silence."""
+        if self._ssrc is None:
+            return
+        self._play_all(self._window.expire(now), now)
+        if self._window.held == 0 and now >= self._quiet_at:
+            self._make_up(now - self._heard_until)
+            self._heard_until = now
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do; None before the first packet."""
+        if self._ssrc is None:
+            return None
+        held = self._window.next_deadline
+        return self._quiet_at if held is None else held
+
+    @property
+    def _quiet_at(self) -> float:
+        """When silence is to be made up."""
+        return self._heard_until + (_PAUSE_SECONDS if self._paused else _QUIET_SECONDS)
+
+    def end(self, seconds: float = 1.0) -> None:
+        """No more will come: silence of ``seconds``, so that a word that was cut ends too."""
+        self._make_up(seconds)
+
+    # --------------------------------------------------------------------- whether it may
+
+    def _is_allowed(self, now: float) -> bool:
+        """A bucket that holds a second's packets."""
+        refilled = self._allowed + (now - self._allowed_at) * self._most
+        self._allowed, self._allowed_at = min(self._most, refilled), now
+        if self._allowed < 1.0:
+            return False
+        self._allowed -= 1.0
+        return True
+
+    def _is_ours(self, ssrc: int, now: float) -> bool:
+        if ssrc == self._ssrc:
+            return True
+        if self._ssrc is not None and now - self._last_came < _STRANGER_SECONDS:
+            return False
+        if self._ssrc is not None:
+            # As after a change of microphone: other numbers, another timeline.
+            self._window = ReorderWindow()
+            self._counted_lost = 0
+            self._expected = None
+        self._ssrc = ssrc
+        self._heard_until = now
+        return True
+
+    def _reject(self, reason: str) -> None:
+        self._metrics.rtp_packets_rejected_total.labels(reason).inc()
+
+    # -------------------------------------------------------------------------- playing
+
+    def _play_all(self, released: list[Received], now: float) -> None:
+        for packet in released:
+            self._play(packet)
+        if released:
+            self._heard_until = now
+            lost = self._window.statistics.lost
+            self._metrics.rtp_packets_lost_total.inc(lost - self._counted_lost)
+            self._counted_lost = lost
+
+    def _play(self, packet: Received) -> None:
+        try:
+            duration = self._decoder.duration(packet.payload)
+        except OpusError:
+            self._reject("not_opus")
+            return  # its place is a hole, filled before the next
+        if packet.restarted:
+            self._expected = None
+        self._fill_hole(packet)
+        try:
+            samples = self._decoder.decode(packet.payload)
+        except OpusError:
+            self._reject("not_opus")
+            return
+        self.frames += 1
+        self._metrics.frames_received_total.inc()
+        self._duration = duration
+        self._paused = len(packet.payload) <= _DTX_BYTES
+        self._expected = packet.timestamp + _RATIO * duration
+        self._emit(samples)
+
+    def _fill_hole(self, packet: Received) -> None:
+        if self._expected is None:
+            self._made_up = 0
+            return
+        missing = _signed(packet.timestamp - self._expected) // _RATIO - self._made_up
+        self._made_up = 0
+        if not 0 < missing <= _LONGEST_FILL_SECONDS * LISTEN_RATE_HZ:
+            return
+        recovered = min(self._duration, missing) if packet.lost else 0
+        longest = int(_LONGEST_CONCEALED_SECONDS * LISTEN_RATE_HZ)
+        concealed = min(missing, packet.lost * self._duration, longest) - recovered
+        self._conceal(concealed)
+        self._silence(missing - max(concealed, 0) - recovered, "silence")
+        if recovered:
+            self._recover(packet.payload, recovered)
+
+    def _conceal(self, samples: int) -> None:
+        whole = samples // _SHORTEST * _SHORTEST
+        if whole > 0:
+            self._emit(self._decoder.conceal(whole))
+            self._count("plc", whole)
+        if samples - whole > 0:
+            self._silence(samples - whole, "silence")
+
+    def _recover(self, payload: bytes, samples: int) -> None:
+        whole = samples // _SHORTEST * _SHORTEST
+        if whole:
+            try:
+                self._emit(self._decoder.recover(payload, whole))
+                self._count("fec", whole)
+            except OpusError:
+                self._silence(whole, "silence")
+        self._silence(samples - whole, "silence")
+
+    def _make_up(self, seconds: float) -> None:
+        samples = round(seconds * LISTEN_RATE_HZ)
+        self._made_up += samples
+        self._silence(samples, "clock")
+
+    def _silence(self, samples: int, method: str) -> None:
+        self._count(method, samples)
+        # In pieces: the inbox drops whole ones, and a long one might not fit at all.
+        for start in range(0, samples, _FRAME):
+            self._emit(silence(min(_FRAME, samples - start)))
+
+    def _count(self, method: str, samples: int) -> None:
+        if samples > 0:
+            self._metrics.frames_concealed_total.labels(method).inc(samples / _FRAME)
+
+    def _emit(self, samples: Samples) -> None:
+        if len(samples):
+            self._inbox.put(Pcm(np.ascontiguousarray(samples), self._at))
+            self._at += len(samples)
+
+
+_SHORTEST = LISTEN_RATE_HZ // 400
+"""libopus conceals in units of 2.5 ms."""
+
+
+def _signed(difference: int) -> int:
+    """Of two 32 bit timestamps."""
+    wrapped = difference % (1 << 32)
+    return wrapped - (1 << 32) if wrapped >= 1 << 31 else wrapped
