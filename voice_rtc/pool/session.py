@@ -46,6 +46,8 @@ class _Utterance:
     """Bytes of audio kept."""
     kept: bool = True
     """False: too much was waiting, the audio is not kept any more."""
+    lost: bool = False
+    """Some of its audio was not kept, and no engine has it."""
     finished_at: float | None = None
     attempts: int = 0
     inner: int = 0
@@ -128,7 +130,10 @@ class LeasedSession:
             utterance.size += pcm.samples.nbytes
             self._bound()
         if self._inner is not None and utterance.inner:
-            self._inner.feed(pcm)
+            if not utterance.lost:
+                self._inner.feed(pcm)
+        elif not utterance.kept:
+            utterance.lost = True
 
     def finish(self, utterance: int) -> None:
         """The Final is wanted now."""
@@ -222,6 +227,7 @@ class LeasedSession:
         self._by_inner.clear()
         for utterance in self._utterances.values():
             utterance.inner = 0
+            utterance.lost = not utterance.kept
         return old
 
     def unfinished(self) -> bool:
@@ -243,8 +249,10 @@ class LeasedSession:
         if utterance.inner:
             return  # begun with this engine already
         if not utterance.kept:
-            if utterance.finished_at is not None:
-                self._give_up(utterance, EngineCrashed("the audio was not kept"))
+            # Begun without its audio: so its failure is told in its turn, when it is finished.
+            self._send_begin(utterance)
+            if self._inner is not None and utterance.finished_at is not None:
+                self._inner.finish(utterance.inner)
             return
         if utterance.attempts:
             self.replays += 1
@@ -262,6 +270,8 @@ class LeasedSession:
         if utterance is None:
             return None  # discarded, or of an engine that is not ours any more
         match result:
+            case Partial() | Final() if utterance.lost:
+                return self._tell_lost(utterance, result)
             case Partial(text=text):
                 return Partial(utterance.number, text)
             case Final(text=text, audio_seconds=seconds):
@@ -272,6 +282,12 @@ class LeasedSession:
                 return Final(utterance.number, text, seconds)
             case SttFailed(error=error):
                 return self._failure(utterance, error)
+
+    def _tell_lost(self, utterance: _Utterance, result: SttResult) -> SttFailed | None:
+        if isinstance(result, Partial):
+            return None
+        self._forget(utterance)
+        return SttFailed(utterance.number, EngineCrashed("the audio was not kept"))
 
     def _failure(self, utterance: _Utterance, error: Exception) -> SttFailed | None:
         self._by_inner.pop(utterance.inner, None)
@@ -316,6 +332,7 @@ class LeasedSession:
                 utterance.runs.clear()
                 utterance.size = 0
                 utterance.kept = False
+                utterance.lost = not utterance.inner
                 self._on_not_kept()
 
     async def _wait(self) -> None:
