@@ -1,6 +1,7 @@
 """A peer against a stock aiortc client, on this machine's own address."""
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ class Tone:
 
     def next_frame(self) -> Samples | None:
         return self._frame
+
+    def on_sound(self, wake: Callable[[], None]) -> None:
+        """There always is some."""
 
 
 async def connect(peer: Peer, client: RTCPeerConnection) -> None:

@@ -8,7 +8,7 @@ commands are synchronous, run on the event loop and take effect at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -270,6 +270,11 @@ class Call:
         """What the caller hears next; see `media.outbound.FrameSource`."""
         held = self._waiting_room.next_frame()
         return held if held is not None else self._replies.speaker.next_frame()
+
+    def on_sound(self, wake: Callable[[], None]) -> None:
+        """See `media.outbound.FrameSource`."""
+        self._waiting_room.on_sound(wake)
+        self._replies.speaker.on_sound(wake)
 
     def _can_speak(self) -> bool:
         return self.peer.sends_audio

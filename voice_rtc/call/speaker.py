@@ -41,6 +41,11 @@ class Speaker:
         self._room = asyncio.Event()
         self._room.set()
         self._confirmed_at: float | None = None
+        self._wake: Callable[[], None] = _nobody_listens
+
+    def on_sound(self, wake: Callable[[], None]) -> None:
+        """``wake`` is called whenever there may be something to play."""
+        self._wake = wake
 
     @property
     def underruns(self) -> int:
@@ -78,17 +83,20 @@ class Speaker:
         await self._room.wait()
         written = self._playout.write(reply, samples)
         self._update_room()
+        self._wake()
         return written
 
     def finish(self, reply: int) -> None:
         """Nothing more will be written for ``reply``."""
         self._playout.finish(reply)
+        self._wake()
 
     def cut(self, reply: int, confirmed_at: float | None) -> Heard:
         """Silence now. ``confirmed_at`` (call clock) is when a barge-in was confirmed."""
         heard = self._playout.clear(reply)
         self._confirmed_at = confirmed_at
         self._update_room()
+        self._wake()
         return heard
 
     def heard(self, reply: int) -> Heard:
@@ -104,3 +112,7 @@ class Speaker:
             self._room.set()
         else:
             self._room.clear()
+
+
+def _nobody_listens() -> None:
+    """Who asks for every frame need not be woken."""

@@ -59,6 +59,10 @@ class WaitingRoom:
         """The next 20 ms of the hold message; None for silence. See `media.outbound`."""
         return self._speaker.next_frame() if self._messages else None
 
+    def on_sound(self, wake: Callable[[], None]) -> None:
+        """``wake`` is called whenever there may be something to play."""
+        self._speaker.on_sound(wake)
+
     async def keep_company(self) -> None:
         """Speak the hold message now and then, for as long as the caller waits."""
         await self.entered()

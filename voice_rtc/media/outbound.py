@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Protocol
 
@@ -23,6 +24,10 @@ class FrameSource(Protocol):
 
     def next_frame(self) -> Samples | None:
         """The next 20 ms: int16 mono, 960 samples at 48 kHz, or None for silence."""
+        ...
+
+    def on_sound(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` whenever there may be something to play after a None."""
         ...
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 import structlog
 from aiortc import (
@@ -12,6 +14,7 @@ from aiortc import (
     RTCDataChannel,
     RTCIceServer,
     RTCPeerConnection,
+    RTCRtpTransceiver,
     RTCSessionDescription,
 )
 
@@ -23,10 +26,16 @@ from voice_rtc.inbox import Inbox
 from voice_rtc.media.channel import Channel
 from voice_rtc.media.guard import check_offer, strip_candidates
 from voice_rtc.media.inbound import InboundAudio
+from voice_rtc.media.joint import Joint, Misfit, opus_only, why_not
+from voice_rtc.media.opus import OpusError
 from voice_rtc.media.outbound import FrameSource, OutboundTrack
+from voice_rtc.media.rtp_in import InboundRtp
+from voice_rtc.media.rtp_out import OutboundRtp
 from voice_rtc.metrics import Metrics
 
 log = structlog.get_logger("voice_rtc.media")
+
+_OPUS = re.compile(r"a=rtpmap:(\d+) opus/48000/2", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,8 @@ class PeerSettings:
     """Label of the data channel that carries events; others are closed."""
     spare_events: frozenset[str] = frozenset()
     """Types of events that may be dropped when the client does not read."""
+    path: Literal["auto", "fast", "stock"] = "auto"
+    """Our own RTP, or aiortc's tracks; ``auto``: ours where it can be used."""
 
 
 class Peer:
@@ -51,6 +62,7 @@ class Peer:
     def __init__(self, settings: PeerSettings, source: FrameSource, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._source = source
         servers = [RTCIceServer(url) for url in settings.media.ice_servers]
         # Explicit, because aiortc's default asks a public STUN server and waits for it.
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
@@ -67,6 +79,8 @@ class Peer:
             on_drop=lambda count: metrics.inbound_dropped_total.inc(count),
         )
         self._audio = InboundAudio(self.inbound, metrics)
+        self._rtp: InboundRtp | None = None
+        self._joint: Joint | None = None
         self._connection.on("track", self._on_track)
         self._connection.on("datachannel", self._on_channel)
         self._connection.on("connectionstatechange", self._on_state)
@@ -78,17 +92,38 @@ class Peer:
             offer = strip_candidates(offer)
         try:
             await self._connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
-            self._choose_media()
+            self._go_past(self._choose_media())
             await self._connection.setLocalDescription(await self._connection.createAnswer())
-        except NoAudioTrack:
+            if self._joint is not None:
+                self._joint.attach_sockets()
+        except (NoAudioTrack, Misfit):
             raise
         except Exception as error:
             # aiortc's parser fails with whatever the line at hand broke: AssertionError,
             # IndexError, KeyError, AttributeError, StopIteration, UnicodeDecodeError, ...
             raise BadOffer(f"the offer cannot be used ({type(error).__name__})") from error
-        return self._connection.localDescription.sdp
+        return with_opus_wishes(self._connection.localDescription.sdp)
 
-    def _choose_media(self) -> None:
+    def _go_past(self, audio: RTCRtpTransceiver) -> None:
+        """Have the audio go past aiortc's tracks, where that is possible."""
+        path = self._settings.path
+        if path == "stock" or why_not():
+            return
+        try:
+            payload_types = opus_only(audio)
+            if not payload_types:
+                return  # PCMU or PCMA: aiortc's codecs do
+            rtp = InboundRtp(self.inbound, self._metrics, payload_types=payload_types)
+            joint = Joint(rtp, OutboundRtp(self._source, self._metrics), self._metrics)
+            joint.attach(audio)
+        except (Misfit, OpusError) as error:
+            if path == "fast":
+                raise
+            log.warning("media_path_stock", reason=str(error))
+            return
+        self._rtp, self._joint = rtp, joint
+
+    def _choose_media(self) -> RTCRtpTransceiver:
         audio = [t for t in self._connection.getTransceivers() if t.kind == "audio"]
         if not audio:
             raise NoAudioTrack
@@ -99,10 +134,14 @@ class Peer:
             else:
                 # A track that nobody reads would be decoded into an unbounded queue.
                 transceiver.direction = "inactive"
+        return audio[0]
 
     async def run_inbound(self) -> None:
         """Read the caller's audio until the track ends. A caller without one is waited for."""
-        await self._audio.run(await self._track)
+        if self._joint is not None:
+            await self._joint.run()
+        else:
+            await self._audio.run(await self._track)
 
     async def connected(self) -> None:
         """Wait until ICE and DTLS are up."""
@@ -123,12 +162,19 @@ class Peer:
     @property
     def frames_received(self) -> int:
         """Audio frames decoded so far."""
-        return self._audio.frames
+        return self._audio.frames if self._rtp is None else self._rtp.frames
+
+    @property
+    def path(self) -> Literal["fast", "stock"]:
+        """Which way the audio goes."""
+        return "stock" if self._joint is None else "fast"
 
     async def aclose(self) -> None:
         """Close everything. Idempotent."""
         self.channel.close()
         self._outbound.stop()
+        if self._joint is not None:
+            self._joint.close()
         self._track.cancel()
         await self._connection.close()
         self.inbound.close()
@@ -152,3 +198,17 @@ class Peer:
             self._lost.set()
         elif state not in ("new", "connecting", "disconnected"):
             raise StateError(f"unknown connection state {state}")
+
+
+def with_opus_wishes(answer: str) -> str:
+    """The answer with what we want of the other side's Opus encoder (RFC 7587 section 6.1).
+
+    aiortc's answers say nothing of it, and then browsers send neither FEC nor pauses.
+    """
+    lines = []
+    for line in answer.splitlines():
+        lines.append(line)
+        found = _OPUS.match(line)
+        if found is not None:
+            lines.append(f"a=fmtp:{found[1]} minptime=10;useinbandfec=1;usedtx=1")
+    return "".join(f"{line}\r\n" for line in lines)

@@ -18,7 +18,7 @@ import numpy as np
 
 from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm, Samples, silence
 from voice_rtc.core.reorder import Received, ReorderWindow
-from voice_rtc.core.rtp import parse
+from voice_rtc.core.rtp import RtpPacket, parse
 from voice_rtc.inbox import Inbox
 from voice_rtc.media.opus import Decoder, OpusError
 from voice_rtc.metrics import Metrics
@@ -61,7 +61,8 @@ class InboundRtp:
         self._inbox = inbox
         self._metrics = metrics
         self._payload_types = payload_types
-        self._level_id = level_id
+        self.level_id = level_id
+        """Of the audio level's header extension; 0: not negotiated."""
         self._window = ReorderWindow()
         self._decoder = Decoder(LISTEN_RATE_HZ)
         self._most = most_packets_per_second
@@ -87,22 +88,28 @@ class InboundRtp:
 
     # ------------------------------------------------------------------------ what comes
 
-    def receive(self, data: bytes, now: float) -> None:
-        """One RTP packet, decrypted."""
-        packet = parse(data, self._level_id)
+    def receive(self, data: bytes, now: float) -> RtpPacket | None:
+        """One RTP packet, decrypted. Returns it, for statistics, when it is taken."""
+        packet = parse(data, self.level_id)
         if packet is None:
             self._reject("not_rtp")
-        elif packet.payload_type not in self._payload_types:
-            self._reject("payload_type")
-        elif not self._is_allowed(now):
-            self._reject("rate")
-        elif not self._is_ours(packet.ssrc, now):
-            self._reject("ssrc")
-        elif packet.payload:
+            return None
+        if reason := self._objection(packet, now):
+            self._reject(reason)
+            return None
+        if packet.payload:
             self._last_came = now
             self.level_dbov = packet.level_dbov
             released = self._window.push(packet.sequence, packet.timestamp, packet.payload, now)
             self._play_all(released, now)
+        return packet
+
+    def _objection(self, packet: RtpPacket, now: float) -> str:
+        if packet.payload_type not in self._payload_types:
+            return "payload_type"
+        if not self._is_allowed(now):
+            return "rate"
+        return "" if self._is_ours(packet.ssrc, now) else "ssrc"
 
     def tick(self, now: float) -> None:
         """What is due by the wall clock: held packets, silence."""
