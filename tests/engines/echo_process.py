@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 
@@ -17,6 +18,10 @@ def main() -> None:
                 sys.exit(3)
             if each == b"complain":
                 os.write(2, b"this went wrong\n")
+            if each == b"rant":
+                os.write(2, b"\n" * 60_000)
+            if each == b"child":  # that has our pipes, and outlives us
+                each = str(subprocess.Popen(["sleep", "600"]).pid).encode()
             if each == b"linger":
                 time.sleep(600)
             if each == b"flood":

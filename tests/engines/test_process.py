@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -93,6 +95,54 @@ async def test_stderr_goes_to_the_log(parent: Parent) -> None:
         await parent.process.aclose(grace_seconds=30.0)
     assert logs[0]["event"] == "engine_process_stderr"
     assert logs[0]["line"] == "this went wrong"
+
+
+async def test_who_floods_stderr_does_not_flood_the_log(parent: Parent) -> None:
+    with structlog.testing.capture_logs() as logs:
+        await parent.said(b"rant")
+        await parent.said(b"complain")
+        async with asyncio.timeout(10.0):
+            while not any(entry.get("line") == "this went wrong" for entry in logs):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    lines = [entry for entry in logs if entry["event"] == "engine_process_stderr"]
+    assert len(lines) < 1000
+    assert sum(entry.get("more", 0) + 1 for entry in lines) == 60_001
+
+
+async def test_a_death_is_noticed_though_a_child_of_its_holds_the_pipes(parent: Parent) -> None:
+    child = int(await parent.said(b"child"))
+    try:
+        parent.process.kill()
+        async with asyncio.timeout(10.0):
+            await parent.death
+            await parent.process.aclose()
+        assert not parent.process.alive
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+async def test_one_that_is_closed_ends_though_a_child_of_its_holds_the_pipes(
+    parent: Parent,
+) -> None:
+    child = int(await parent.said(b"child"))
+    try:
+        async with asyncio.timeout(10.0):
+            await parent.process.aclose(grace_seconds=5.0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+async def test_restarts_leave_no_files_open() -> None:
+    open_files = []
+    for number in range(12):
+        parent = Parent()
+        await parent.process.start()
+        if number % 2:
+            parent.process.kill()
+            await parent.death
+        await parent.process.aclose()
+        open_files.append(len(os.listdir("/proc/self/fd")))
+    assert open_files[2] == open_files[-1]
 
 
 def test_frames_are_cut_wherever_the_pipe_breaks_them() -> None:

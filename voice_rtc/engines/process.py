@@ -24,6 +24,10 @@ _log = structlog.get_logger("voice_rtc.engines")
 _LENGTH = struct.Struct(">I")
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _MAX_STDERR_LINE = 2000
+_MOST_STDERR_LINES = 20
+"""Logged of what is read at once; the event loop is for audio."""
+_LAST_WORDS_SECONDS = 0.5
+"""How long the pipes of a process that has ended are read on, when somebody else holds them too."""
 
 
 class FrameTooLarge(Exception):
@@ -165,6 +169,15 @@ class EngineProcess:
             _log.error("engine_process_protocol", module=self._module, pid=self.pid, why=str(error))
             self.kill()
 
+    def exited(self) -> None:
+        """From the pipes: it has ended. They stay open where a child of its inherited them."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(_LAST_WORDS_SECONDS, self._close_pipes)
+
+    def _close_pipes(self) -> None:
+        if self._transport is not None and self._ended is not None and not self._ended.done():
+            self._transport.close()
+
     def ended(self) -> None:
         """From the pipes: the process is gone and everything it wrote has been read."""
         if self._ended is None or self._ended.done():
@@ -182,9 +195,10 @@ class EngineProcess:
         """From the pipes: cuts stdout into frames."""
         return FrameReader(self._max_frame_bytes)
 
-    def said(self, line: str) -> None:
-        """From the pipes: one line of stderr."""
-        _log.warning("engine_process_stderr", module=self._module, pid=self.pid, line=line)
+    def said(self, line: str, more: int) -> None:
+        """From the pipes: one line of stderr, and how many after it are not told."""
+        extra = {"more": more} if more else {}
+        _log.warning("engine_process_stderr", module=self._module, pid=self.pid, line=line, **extra)
 
 
 def _how_it_ended(code: int | None) -> str:
@@ -212,8 +226,13 @@ class _Pipes(asyncio.SubprocessProtocol):
             self._stderr += data
             *lines, rest = self._stderr.split(b"\n")
             self._stderr = bytearray(rest[:_MAX_STDERR_LINE])
-            for line in lines:
-                self._process.said(line[:_MAX_STDERR_LINE].decode(errors="replace"))
+            told = lines[:_MOST_STDERR_LINES]
+            for number, line in enumerate(told, start=1):
+                more = len(lines) - len(told) if number == len(told) else 0
+                self._process.said(line[:_MAX_STDERR_LINE].decode(errors="replace"), more)
+
+    def process_exited(self) -> None:
+        self._process.exited()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._process.ended()
