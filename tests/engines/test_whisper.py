@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import ctranslate2
@@ -45,7 +45,13 @@ from voice_rtc.engines.stt.whisper import (
     weights_of,
 )
 from voice_rtc.engines.tts.espeak import EspeakTts
-from voice_rtc.errors import EngineCrashed, EngineTimeout, EngineUnavailable, OutOfGpuMemory
+from voice_rtc.errors import (
+    EngineCrashed,
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    OutOfGpuMemory,
+)
 
 SENTENCES = [
     "My code word is falcon river.",
@@ -367,11 +373,63 @@ async def test_a_stopped_worker_falls_silent_and_can_be_ended(whisper: WhisperSt
     assert whisper.health().failure is hung, "its death is not another failure"
 
 
+async def test_fifty_long_utterances_at_once_are_no_backlog(scripted: WhisperStt) -> None:
+    """As when they are sent again to the successor of a dead engine, all in one moment."""
+    samples = 12 * LISTEN_RATE_HZ
+    said = constant(5, samples)
+
+    async def replay() -> str:
+        session = await scripted.open()
+        session.begin(1)
+        session.feed(Pcm(said, 0))
+        session.finish(1)
+        _, final = await outcome(session, 1)
+        await session.aclose()
+        return final.text if isinstance(final, Final) else repr(final)
+
+    async with asyncio.timeout(60.0):
+        texts = await asyncio.gather(*(replay() for _ in range(50)))
+    assert texts == [f"5x{samples}"] * 50
+    assert scripted.health().failure is None
+
+
+async def test_an_utterance_of_four_minutes_can_be_sent_again(scripted: WhisperStt) -> None:
+    session = await scripted.open()
+    session.begin(1)
+    session.feed(Pcm(constant(5, 240 * LISTEN_RATE_HZ), 0))
+    session.finish(1)
+    _, final = await outcome(session, 1)
+    assert isinstance(final, Final) and final.text == f"5x{240 * LISTEN_RATE_HZ}"
+
+
+async def test_who_waits_for_a_worker_that_does_not_read_hears_of_its_end(
+    whisper: WhisperStt,
+) -> None:
+    session = await whisper.open()
+    os.kill(pid_of(whisper), signal.SIGSTOP)
+    session.begin(1)
+    session.feed(Pcm(silence(60 * LISTEN_RATE_HZ), 0))
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(PATIENCE_SECONDS):
+        opening = tasks.create_task(failure_of(whisper.open()))
+        await asyncio.sleep(0.1)
+        assert not opening.done()
+        whisper.abort(EngineCrashed("silent"))
+    assert str(opening.result()) == "silent"
+
+
+async def failure_of(work: Awaitable[object]) -> EngineError | None:
+    try:
+        await work
+    except EngineError as error:
+        return error
+    return None
+
+
 async def test_a_worker_that_does_not_read_is_given_up(whisper: WhisperStt) -> None:
     session = await whisper.open()
     os.kill(pid_of(whisper), signal.SIGSTOP)
     session.begin(1)
-    for _ in range(10):
+    for _ in range(40):
         session.feed(Pcm(silence(60 * LISTEN_RATE_HZ), 0))
     failed = (await outcome(session, 1))[1]
     assert isinstance(failed, SttFailed)

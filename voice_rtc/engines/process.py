@@ -92,6 +92,9 @@ class EngineProcess:
         self._ended: asyncio.Future[None] | None = None
         self._closing = False
         self._died: EngineCrashed | None = None
+        self._reads = asyncio.Event()
+        """Set: little waits for it, or nothing ever will."""
+        self._reads.set()
 
     async def start(self) -> None:
         """Spawn the process. Raises EngineCrashed when the system refuses."""
@@ -132,6 +135,11 @@ class EngineProcess:
             raise EngineTimeout(f"{self._module} does not keep up")
         stdin.write(frame(payload))
 
+    async def keeps_up(self) -> None:
+        """Wait until it has read nearly all that was sent, or ends. For who has much to send."""
+        while not self._reads.is_set():
+            await self._reads.wait()
+
     def kill(self) -> None:
         """End the process at once; counts as its death."""
         if self._transport is not None and self._transport.get_returncode() is None:
@@ -140,6 +148,7 @@ class EngineProcess:
     async def aclose(self, grace_seconds: float = 2.0) -> None:
         """Close its stdin and wait for the end; after ``grace_seconds`` kill it. Idempotent."""
         self._closing = True
+        self._reads.set()
         if self._transport is None or self._ended is None:
             return
         if (stdin := self._stdin()) is not None:
@@ -183,6 +192,7 @@ class EngineProcess:
         if self._ended is None or self._ended.done():
             return
         self._ended.set_result(None)
+        self._reads.set()
         if self._closing or self._transport is None:
             return
         code = self._transport.get_returncode()
@@ -190,6 +200,13 @@ class EngineProcess:
         _log.error("engine_process_died", module=self._module, pid=self.pid, status=code)
         self._transport.close()
         self._on_death(self._died)
+
+    def reads(self, well: bool) -> None:
+        """From the pipes: whether little of what was sent waits still."""
+        if well or self._closing or self._died is not None:
+            self._reads.set()
+        else:
+            self._reads.clear()
 
     def new_reader(self) -> FrameReader:
         """From the pipes: cuts stdout into frames."""
@@ -230,6 +247,12 @@ class _Pipes(asyncio.SubprocessProtocol):
             for number, line in enumerate(told, start=1):
                 more = len(lines) - len(told) if number == len(told) else 0
                 self._process.said(line[:_MAX_STDERR_LINE].decode(errors="replace"), more)
+
+    def pause_writing(self) -> None:
+        self._process.reads(well=False)
+
+    def resume_writing(self) -> None:
+        self._process.reads(well=True)
 
     def process_exited(self) -> None:
         self._process.exited()

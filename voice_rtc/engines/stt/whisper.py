@@ -70,6 +70,8 @@ _WORKER_MODULE = "voice_rtc.engines.stt.whisper_worker"
 # (five times the CPU time).
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
 _FRAME_SAMPLES = 60 * LISTEN_RATE_HZ // 1000
+# More than one utterance of the longest; a worker that does not read is noticed by its heartbeat.
+_BACKLOG_BYTES = 64 << 20
 # A caller asks for about one Final in ten seconds; half of the worker's time may go to Finals.
 _FINALS_PER_CALLER_SECOND = 0.1
 _FINALS_SHARE = 0.5
@@ -191,6 +193,7 @@ class WhisperStt:
             _WORKER_MODULE,
             on_frame=self._frame,
             on_death=self._fail,
+            backlog_bytes=_BACKLOG_BYTES,
             environment=_ENVIRONMENT,
         )
         self._loading = asyncio.get_running_loop().create_future()
@@ -214,7 +217,13 @@ class WhisperStt:
         )
 
     async def open(self, options: SttOptions = _AS_CONFIGURED) -> WhisperSession:
-        """A fresh session. Raises EngineError before `start`, after `aclose` and after a death."""
+        """A fresh session. Raises EngineError before `start`, after `aclose` and after a death.
+
+        Waits while much is on its way to the worker: when many calls are sent again to one that
+        took over, they come one after the other.
+        """
+        if self._process is not None:
+            await self._process.keeps_up()
         if self._failure is not None:
             raise self._failure
         if self._ready is None or self._closed:
