@@ -7,7 +7,7 @@ aiortc does SDP, ICE, DTLS and SCTP; RTP in both directions goes past it:
     out  the sender's task only waits; `OutboundRtp` protects its packets with the same SRTP
          session and hands them to the socket of the nominated candidate pair.
 
-RTCP stays aiortc's: reports are sent by its own tasks, from the statistics that are kept here.
+RTCP stays aiortc's: its own coroutines send reports, from the statistics that are kept here.
 Nothing is patched globally: only objects of one connection get other methods. `why_not` says what
 keeps the joint from fitting; then the stock tracks are used. Versions are pinned in pyproject.toml,
 and tests/media/test_joint.py holds the contract.
@@ -37,7 +37,7 @@ _RECEIVER = "_RTCRtpReceiver__"
 _SENDER_NAMES = (
     "rtp_started", "rtp_exited", "rtp_timestamp", "ntp_timestamp", "octet_count", "packet_count",
 )  # fmt: skip
-_RECEIVER_NAMES = ("started", "rtcp_task", "remote_streams", "decoder_thread")
+_RECEIVER_NAMES = ("started", "remote_streams")
 _TICK_SECONDS = 0.05
 _MOST_SOURCES = 4
 """Statistics are kept of so many SSRCs; more are a flood."""
@@ -93,6 +93,7 @@ class Joint:
         self._dtls: Any = None
         self._seen = _Seen()
         self._timer: asyncio.TimerHandle | None = None
+        self._receiving = asyncio.Event()
         self._ended = asyncio.Event()
         """The other side said BYE, or the connection is gone."""
 
@@ -104,17 +105,24 @@ class Joint:
         self._attach_sender(transceiver.sender)
 
     async def run(self) -> None:
-        """Until no more audio will come."""
-        await self._ended.wait()
+        """Send receiver reports until no more audio will come."""
+        await self._receiving.wait()
+        async with asyncio.TaskGroup() as tasks:
+            reports = tasks.create_task(self._receiver._run_rtcp(), name="rtcp")
+            await self._ended.wait()
+            reports.cancel()
         self._inbound.end()
 
     def close(self) -> None:
         """Idempotent."""
         self._outbound.stop()
+        if self._receiving.is_set():
+            self._dtls._unregister_rtp_receiver(self._receiver)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._ended.set()
+        self._receiving.set()
 
     def _tick(self) -> None:
         now = self._loop.time()
@@ -130,15 +138,11 @@ class Joint:
         stock_rtcp = receiver._handle_rtcp_packet
 
         async def receive(parameters: Any) -> None:
-            """As the stock one, without a decoder thread."""
-            if _get(receiver, _RECEIVER, "started"):
-                return
-            self._inbound.level_id = _level_id(parameters)
-            self._dtls._register_rtp_receiver(receiver, parameters)
-            # Owned and ended by the receiver's own stop().
-            task = asyncio.ensure_future(receiver._run_rtcp())  # noqa: TID251
-            _set(receiver, _RECEIVER, "rtcp_task", task)
-            _set(receiver, _RECEIVER, "started", True)
+            """As the stock one, without a decoder thread, and its reports are sent by `run`."""
+            if not self._receiving.is_set():
+                self._inbound.level_id = _level_id(parameters)
+                self._dtls._register_rtp_receiver(receiver, parameters)
+                self._receiving.set()
 
         async def handle_rtcp(packet: Any) -> None:
             if isinstance(packet, RtcpByePacket):
