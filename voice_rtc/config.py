@@ -85,6 +85,9 @@ class LimitSettings(Section):
 class MediaSettings(Section):
     """Peer connections."""
 
+    path: Literal["auto", "fast", "stock"] = "auto"
+    """``fast``: RTP of our own past aiortc, without its jitter buffer and threads; ``stock``:
+    aiortc's tracks; ``auto``: fast where it fits the installation and the client, else stock."""
     ice_servers: tuple[Annotated[str, Field(pattern=r"^stun:\S+$")], ...] = ()
     """STUN URLs (``stun:host:port``) for the server's own side; empty: host candidates only."""
     keep_remote_candidates: bool = False

@@ -15,11 +15,16 @@ from aiortc import RTCConfiguration, RTCPeerConnection
 from tests.media.test_peer import SETTINGS, Tone, connect
 from tests.support.audio import tone
 from tests.support.caller import Microphone
+from voice_rtc.config import MediaSettings
 from voice_rtc.core.audio import rms_dbfs
 from voice_rtc.media import joint
 from voice_rtc.media.joint import Misfit
-from voice_rtc.media.peer import Peer, with_opus_wishes
+from voice_rtc.media.peer import Peer, PeerSettings, with_opus_wishes
 from voice_rtc.metrics import Metrics
+
+
+def settings(path: str) -> PeerSettings:
+    return replace(SETTINGS, media=MediaSettings(path=path))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -27,7 +32,7 @@ async def line(
     path: str = "fast",
 ) -> AsyncIterator[tuple[Peer, RTCPeerConnection, Microphone, Metrics]]:
     metrics = Metrics()
-    peer = Peer(replace(SETTINGS, path=path), Tone(), metrics)  # type: ignore[arg-type]
+    peer = Peer(settings(path), Tone(), metrics)
     client = RTCPeerConnection(RTCConfiguration(iceServers=[]))
     microphone = Microphone()
     client.addTrack(microphone)
@@ -100,7 +105,7 @@ async def test_a_misfit_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) 
         assert peer.path == "stock"
         microphone.say(tone(0.5))
         assert (await peer.inbound.get()).samples.size
-    peer = Peer(replace(SETTINGS, path="fast"), Tone(), Metrics())
+    peer = Peer(settings("fast"), Tone(), Metrics())
     client = RTCPeerConnection(RTCConfiguration(iceServers=[]))
     client.addTrack(Microphone())
     with pytest.raises(Misfit, match="no_such_name"):

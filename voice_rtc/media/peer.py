@@ -48,8 +48,6 @@ class PeerSettings:
     """Label of the data channel that carries events; others are closed."""
     spare_events: frozenset[str] = frozenset()
     """Types of events that may be dropped when the client does not read."""
-    path: Literal["auto", "fast", "stock"] = "auto"
-    """Our own RTP, or aiortc's tracks; ``auto``: ours where it can be used."""
 
 
 class Peer:
@@ -106,7 +104,7 @@ class Peer:
 
     def _go_past(self, audio: RTCRtpTransceiver) -> None:
         """Have the audio go past aiortc's tracks, where that is possible."""
-        path = self._settings.path
+        path = self._settings.media.path
         if path == "stock" or why_not():
             return
         try:
