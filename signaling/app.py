@@ -109,7 +109,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except VoiceRtcError as error:
         if request.method == "POST" and request.path == "/v1/realtime/calls":
             request.app[METRICS].offers_rejected_total.labels(error.code).inc()
-        response = _refusal(error.http_status, str(error), error.code)
+        response = _refusal(error.http_status, str(error), error.code, error.param)
         if error.retry_after_seconds is not None:
             response.headers["Retry-After"] = str(error.retry_after_seconds)
         return response
@@ -125,7 +125,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return refusal
 
 
-def _refusal(status: int, message: str, code: str) -> web.Response:
+def _refusal(status: int, message: str, code: str, param: str | None = None) -> web.Response:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": message, "type": kind, "code": code}}
-    return web.json_response(body, status=status)
+    error = {"message": message, "type": kind, "code": code}
+    if param is not None:
+        error["param"] = param
+    return web.json_response({"error": error}, status=status)

@@ -17,7 +17,7 @@ from aiohttp import BodyPartReader, web
 
 from signaling.realtime_client import RealtimeClient
 from signaling.realtime_events import SPARE_EVENTS
-from signaling.realtime_session import Session, new_session
+from signaling.realtime_session import Session, Terms, new_session
 from signaling.server_state import REGISTRY, SETTINGS, STATE
 from voice_rtc.call.state import LineWish
 from voice_rtc.config import LimitSettings, PoolSettings
@@ -49,7 +49,8 @@ async def create_call(request: web.Request) -> web.Response:
     try:
         if engines is None:  # the registry admits nothing before they are there
             raise EnginesLoading
-        client = RealtimeClient(call, new_session(call.id, settings, engines), settings.limits)
+        session = new_session(call.id, settings, engines)
+        client = RealtimeClient(call, Terms(session, settings.limits, engines.stt.info))
         if offer.session:
             client.configure(offer.session)
         answer = await call.peer.answer(offer.sdp)

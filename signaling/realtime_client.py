@@ -12,15 +12,14 @@ from aiolimiter import AsyncLimiter
 from signaling.realtime_events import Json, RealtimeEvents, render_error, render_item
 from signaling.realtime_session import (
     Session,
+    Terms,
     call_settings,
     merged,
     reply_wishes,
-    session_bytes,
     text_of,
 )
 from voice_rtc.call import events
 from voice_rtc.call.call import Call
-from voice_rtc.config import LimitSettings
 from voice_rtc.core.history import Item
 from voice_rtc.errors import BadRequest, UnknownItem, VoiceRtcError
 from voice_rtc.media.channel import Rejected
@@ -33,14 +32,13 @@ _WITH_METADATA = ("response.created", "response.done")
 class RealtimeClient:
     """Implements ``call.events.EventSink``; `run` reads the client's messages."""
 
-    def __init__(self, call: Call, session: Session, limits: LimitSettings) -> None:
-        """``session`` is the server's own; ``call`` is set as the server has it."""
+    def __init__(self, call: Call, terms: Terms) -> None:
+        """``call`` is set as the server has it."""
         self._call = call
-        self._session = self._defaults = session
+        self._terms = terms
+        self._session = self._defaults = terms.defaults
         self._default_settings = call.settings
-        self._limits = limits
-        # What fits into an offer fits into the session, however long the operator's own is.
-        self._largest_session = session_bytes(session) + limits.session_bytes
+        self._limits = limits = terms.limits
         self._metadata: dict[str, str] = {}
         self._metadata_of: str | None = None
         """Id of the response that the client asked for last."""
@@ -70,7 +68,7 @@ class RealtimeClient:
 
     def configure(self, update: Session) -> None:
         """Lay ``update`` over the session. Raises BadRequest; then nothing has changed."""
-        session = merged(self._session, update, self._limits, self._largest_session)
+        session = merged(self._session, update, self._terms)
         settings = call_settings(session, self._defaults, self._default_settings)
         self._session = session
         self._call.configure(settings)

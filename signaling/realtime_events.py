@@ -65,7 +65,7 @@ def render_error(error: VoiceRtcError, event_id: str | None = None) -> Json:
         "type": kind,
         "code": error.code,
         "message": str(error),
-        "param": None,
+        "param": error.param,
         "event_id": event_id,
     }
     return {"type": "error", "error": body}

@@ -9,16 +9,23 @@ is null or was never given has the server's value, whatever it was before.
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from signaling.realtime_transcription import (
+    Transcription,
+    in_force,
+    server_transcription,
+    stt_options,
+)
 from voice_rtc.call.state import CallSettings, ReplyWishes
 from voice_rtc.config import LimitSettings, Settings
 from voice_rtc.core.turns import TurnRules
-from voice_rtc.engines.base import EngineInfo, EngineSet, LlmOptions, VoiceOptions
+from voice_rtc.engines.base import EngineInfo, EngineSet, LlmOptions, SttOptions, VoiceOptions
 from voice_rtc.errors import BadRequest
 
 Session = dict[str, Any]
@@ -49,6 +56,7 @@ class _TurnDetection(_Lenient):
 
 class _Input(_Lenient):
     turn_detection: _TurnDetection | None = None
+    transcription: Transcription | None = None
 
 
 class _VoiceId(_Lenient):
@@ -73,6 +81,21 @@ class _Session(_Lenient):
     audio: _Audio | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a call's sessions are measured by."""
+
+    defaults: Session
+    """The session that the call begins with: the server's own."""
+    limits: LimitSettings
+    stt: EngineInfo
+
+    @property
+    def largest_bytes(self) -> int:
+        """As JSON. What fits into an offer fits, however long the operator's own session is."""
+        return session_bytes(self.defaults) + self.limits.session_bytes
+
+
 def new_session(call_id: str, settings: Settings, engines: EngineSet) -> Session:
     """The session as it stands when a call begins."""
     return {
@@ -85,10 +108,7 @@ def new_session(call_id: str, settings: Settings, engines: EngineSet) -> Session
         "audio": {
             "input": {
                 "format": _FORMAT,
-                "transcription": {
-                    "model": engines.stt.info.name,
-                    "language": settings.stt.language or None,
-                },
+                "transcription": server_transcription(settings.stt, engines.stt.info),
                 "noise_reduction": None,
                 "turn_detection": {
                     "type": "server_vad",
@@ -125,33 +145,41 @@ def session_bytes(session: Session) -> int:
     return len(msgspec.json.encode(session))
 
 
-def merged(session: Session, update: Any, limits: LimitSettings, largest_bytes: int) -> Session:
-    """``session`` with ``update`` laid over it. Raises BadRequest; then nothing has changed.
-
-    As JSON the result has at most ``largest_bytes``.
-    """
+def merged(session: Session, update: Any, terms: Terms) -> Session:
+    """``session`` with ``update`` laid over it. Raises BadRequest; then nothing has changed."""
+    limits = terms.limits
     if not isinstance(update, dict):
-        raise BadRequest("session must be an object", code="invalid_type")
+        raise BadRequest("session must be an object", code="invalid_type", param="session")
     if _is_deeper(update, _DEEPEST):
         raise BadRequest(f"session: nested deeper than {_DEEPEST} levels", code="invalid_value")
     result = copy.deepcopy(session)
     _lay_over(result, update)
     _check(result)
+    _settle_transcription(result, terms)
     instructions = update.get("instructions")  # the operator's own may be as long as they like
     if isinstance(instructions, str) and len(instructions) > limits.text_characters:
         raise BadRequest(
             f"instructions may have at most {limits.text_characters} characters",
             code="text_too_long",
+            param="session.instructions",
         )
-    if session_bytes(result) > largest_bytes:
+    largest = terms.largest_bytes
+    if session_bytes(result) > largest:
         raise BadRequest(
-            f"the session would be larger than {largest_bytes} bytes", code="session_too_large"
+            f"the session would be larger than {largest} bytes", code="session_too_large"
         )
     return result
 
 
+def _settle_transcription(session: Session, terms: Terms) -> None:
+    given = (session.get("audio") or {}).get("input")
+    if given is not None:
+        server = terms.defaults["audio"]["input"]["transcription"]
+        given["transcription"] = in_force(given.get("transcription"), server, terms.stt)
+
+
 def call_settings(session: Session, defaults: Session, base: CallSettings) -> CallSettings:
-    """What ``session`` means for a call.
+    """What ``session``, as `merged` gave it, means for a call.
 
     ``defaults`` is the session that the call began with, ``base`` the server's settings.
     """
@@ -164,6 +192,7 @@ def call_settings(session: Session, defaults: Session, base: CallSettings) -> Ca
         spoken=base.spoken if spoken is None else spoken,
         llm=LlmOptions(base.llm.temperature, _own_token_limit(session, defaults)),
         voice=_voice(audio.output or _Output(), defaults["audio"]["output"]),
+        stt=_stt(session, defaults, base),
     )
     return _with_detection(settings, audio.input or _Input())
 
@@ -211,10 +240,26 @@ def _check(session: Session) -> None:
         _Session.model_validate(session)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in ("session", *first["loc"]))
-        raise BadRequest(f"{where}: {first['msg']}", code="invalid_value") from None
+        param = _path(session, first["loc"])
+        is_type = first["type"].endswith("_type")
+        raise BadRequest(
+            f"{param}: {first['msg']}",
+            code="invalid_type" if is_type else "invalid_value",
+            param=param,
+        ) from None
     _is_spoken(session.get("output_modalities"), "session")
     _check_tokens(session.get("max_output_tokens"), "session")
+
+
+def _path(session: Session, place: Sequence[str | int]) -> str:
+    """Where ``place`` of a ValidationError is; it names the members of unions too."""
+    names, value = ["session"], session
+    for part in place:
+        if not isinstance(value, dict) or part not in value:
+            break
+        names.append(str(part))
+        value = value[str(part)]
+    return ".".join(names)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
@@ -230,7 +275,9 @@ def _is_spoken(modalities: Any, name: str) -> bool | None:
         return None
     if modalities not in (["audio"], ["text"]):
         raise BadRequest(
-            f'{name}.output_modalities must be ["audio"] or ["text"]', code="invalid_value"
+            f'{name}.output_modalities must be ["audio"] or ["text"]',
+            code="invalid_value",
+            param=f"{name}.output_modalities",
         )
     return bool(modalities == ["audio"])
 
@@ -241,6 +288,7 @@ def _check_tokens(value: Any, name: str) -> None:
         raise BadRequest(
             f'{name}.max_output_tokens must be a whole number from 1 or "inf"',
             code="invalid_value",
+            param=f"{name}.max_output_tokens",
         )
 
 
@@ -283,6 +331,12 @@ def _voice(output: _Output, default: Session) -> VoiceOptions:
         None if voice == default["voice"] else voice or None,
         None if speed is None or speed == default["speed"] else min(2.0, max(0.5, speed)),
     )
+
+
+def _stt(session: Session, defaults: Session, base: CallSettings) -> SttOptions:
+    asked = ((session.get("audio") or {}).get("input") or {}).get("transcription")
+    server = defaults["audio"]["input"]["transcription"]
+    return stt_options(asked or server, server, base.stt)
 
 
 def _with_detection(settings: CallSettings, given: _Input) -> CallSettings:

@@ -28,6 +28,8 @@ from pydantic_settings.sources.utils import parse_env_vars
 from voice_rtc.errors import ConfigError
 
 PREFIX = "VOICE_RTC_"
+STT_PROMPT_CHARACTERS = 1000
+"""Longest ``stt.prompt``, and longest prompt that a call may bring."""
 _CONFIG_VARIABLE = "VOICE_RTC_CONFIG"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -244,9 +246,9 @@ class SttSettings(Section):
     compute_type: str = "default"
     """CTranslate2 compute type, e.g. ``int8``, ``float16``; ``default`` picks by device."""
     language: str = "en"
-    """Language code; empty lets Whisper detect it."""
-    prompt: str = Field("", max_length=1000)
-    """Words that callers are likely to say, for Whisper."""
+    """Language code; empty lets Whisper detect it. A call may ask for another."""
+    prompt: str = Field("", max_length=STT_PROMPT_CHARACTERS)
+    """Words that callers are likely to say, for Whisper; a call may bring its own."""
     processor: Literal["native", "realtimestt"] = "native"
     """``realtimestt`` puts a RealtimeSTT recorder between each caller and the shared engine; needs
     ``voice-rtc[realtimestt]``."""

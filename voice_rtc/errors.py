@@ -43,6 +43,8 @@ class VoiceRtcError(Exception):
     http_status: int = 500
     retryable: bool = False
     retry_after_seconds: int | None = None
+    param: str | None = None
+    """Path of the field that is wrong, e.g. ``session.audio.output.speed``."""
 
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").split("\n")[0])
@@ -128,9 +130,17 @@ class SignalingError(VoiceRtcError):
 class BadRequest(SignalingError):
     """The request is malformed."""
 
-    def __init__(self, message: str = "", *, code: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        code: str | None = None,
+        status: int = 400,
+        param: str | None = None,
+    ) -> None:
         super().__init__(message, code=code)
         self.http_status = status
+        self.param = param
 
 
 class BadOffer(SignalingError):

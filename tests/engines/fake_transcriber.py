@@ -25,7 +25,7 @@ class FakeTranscriber:
 
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
-        self.multilingual = True
+        self.languages = frozenset({"de", "en", "jw"})
         self.placement = "nowhere"
         self.encoder = "ct2"
         self.most_batch = 1000

@@ -8,6 +8,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -406,6 +407,57 @@ async def test_the_clock_is_set_back(
 async def test_what_the_script_cannot_it_cannot(engine: RealtimeSttEngine) -> None:
     for capability in (SupportsBusy, SupportsHealth, SupportsQuality, SupportsProbe):
         assert not isinstance(engine, capability)
+
+
+class Noted(ScriptedStt):
+    """Remembers the options that each utterance was begun with."""
+
+    def __init__(self) -> None:
+        super().__init__(["One."], slots=100)
+        self.info = replace(self.info, languages=("de", "fr"), takes_prompt=True)
+        self.begun: list[SttOptions] = []
+
+    async def open(self, options: SttOptions = AS_CONFIGURED) -> ScriptedSttSession:
+        """A session that remembers."""
+        session = NotedSession(self, options)
+        self._sessions.add(session)
+        return session
+
+
+class NotedSession(ScriptedSttSession):
+    """One of them."""
+
+    def __init__(self, stt: Noted, options: SttOptions) -> None:
+        super().__init__(stt.finals, 1600, stt._sessions.discard)
+        self._stt, self._options = stt, options
+
+    def configure(self, options: SttOptions) -> None:
+        """For the next utterance."""
+        self._options = options
+
+    def begin(self, utterance: int) -> None:
+        """With what was said last."""
+        self._stt.begun.append(self._options)
+        super().begin(utterance)
+
+
+async def test_each_utterance_has_the_options_of_its_beginning() -> None:
+    shared = Noted()
+    engine = await started(shared)
+    try:
+        assert engine.info.languages == ("de", "fr") and engine.info.takes_prompt
+        german, french = SttOptions("de", "Falke"), SttOptions("fr", "Aigle")
+        session = await engine.open(german)
+        session.begin(1)  # which the shared engine hears of later
+        session.configure(french)
+        session.feed(Pcm(sound(0.3), 0))
+        session.finish(1)
+        assert (await outcome(session, 1))[1] == Final(1, "One.", 0.3)
+        utter(session, 2, sound(0.3))
+        assert (await outcome(session, 2))[1] == Final(2, "One.", 0.3)
+        assert shared.begun == [german, french]
+    finally:
+        await engine.aclose()
 
 
 async def test_it_keeps_the_protocols(engine: RealtimeSttEngine) -> None:

@@ -264,6 +264,16 @@ async def test_the_configured_language_is_the_default(monkeypatch: pytest.Monkey
     await engine.aclose()
 
 
+async def test_it_tells_which_languages_it_knows(scripted: WhisperStt) -> None:
+    assert scripted.info.languages == ("de", "en", "jv") and scripted.info.takes_prompt
+
+
+async def test_javanese_is_asked_for_as_whisper_names_it(scripted: WhisperStt) -> None:
+    session = await scripted.open(SttOptions(language="jv"))
+    utter(session, 1, constant(5, 1600))
+    assert (await outcome(session, 1))[1] == Final(1, "jw 5x1600", 0.1)
+
+
 async def test_quality_reaches_the_worker(scripted: WhisperStt) -> None:
     scripted.set_quality(SttQuality(partial_factor=None, economy=True))
     session = await scripted.open()

@@ -133,6 +133,31 @@ def test_a_stopped_engine_that_answers_late_is_not_heard() -> None:
     story(run())
 
 
+def test_the_engine_that_takes_over_gets_the_newest_options() -> None:
+    async def run() -> None:
+        pool, first, second = Pool(), EchoStt(), EchoStt()
+        session = pool.session
+        german, french = SttOptions("de", "Falke"), SttOptions("fr", "Aigle")
+        await session.attach(await first.open(session.options), "bound")
+        session.configure(german)
+        session.begin(1)
+        opened = await second.open(session.options)
+        session.configure(french)  # while the other is being opened
+        session.feed(pcm(1))
+        session.finish(1)
+        await session.attach(opened, "killed")
+        session.begin(2)
+        session.feed(pcm(2))
+        session.finish(2)
+        assert len(await collect(session, Final, 2)) == 2
+        assert first.begun == [german]
+        assert second.begun == [german, french]  # what is sent again is what it was
+        assert session.options == french
+        await session.aclose()
+
+    story(run())
+
+
 def test_several_unfinished_utterances_are_replayed_in_order() -> None:
     async def run() -> None:
         pool, first, second = Pool(), EchoStt(seconds=9.0), EchoStt()

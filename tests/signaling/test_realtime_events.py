@@ -268,7 +268,7 @@ GARBAGE: list[tuple[str, str]] = [
     ('{"type": ["session.update"]}', "unknown_event"),
     ('{"type": "no.such.event"}', "unknown_event"),
     ('{"type": "session.update", "session": 7}', "invalid_type"),
-    ('{"type": "session.update", "session": {"audio": []}}', "invalid_value"),
+    ('{"type": "session.update", "session": {"audio": []}}', "invalid_type"),
     ('{"type": "session.update", "session": {"type": "nonsense"}}', "invalid_value"),
     ('{"type": "response.create", "response": 7}', "invalid_type"),
     ('{"type": "response.create", "response": {"instructions": 7}}', "invalid_type"),

@@ -10,6 +10,7 @@ import pytest
 
 from signaling.realtime_session import (
     Session,
+    Terms,
     call_settings,
     merged,
     new_session,
@@ -17,45 +18,77 @@ from signaling.realtime_session import (
     session_bytes,
 )
 from voice_rtc.call.state import CallSettings, ReplyWishes
-from voice_rtc.config import Settings
-from voice_rtc.engines.base import EngineSet, LlmOptions, TtsEngine, VoiceOptions
+from voice_rtc.config import STT_PROMPT_CHARACTERS, Settings
+from voice_rtc.engines.base import (
+    EngineInfo,
+    EngineSet,
+    LlmOptions,
+    SttOptions,
+    TtsEngine,
+    VoiceOptions,
+)
 from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
 from voice_rtc.engines.tts.espeak import EspeakTts
 from voice_rtc.errors import BadRequest
 
 SETTINGS = Settings(turns={"min_pause_seconds": 0.4, "max_pause_seconds": 1.2})
 DEFAULTS = CallSettings.from_settings(SETTINGS)
+WHISPER = EngineInfo(
+    "stt", "faster-whisper", "turbo", languages=("de", "en", "fr"), takes_prompt=True
+)
+ENGLISH_WHISPER = EngineInfo(
+    "stt", "faster-whisper", "base.en", languages=("en",), takes_prompt=True
+)
+POCKETSPHINX = EngineInfo("stt", "pocketsphinx", "en-us", languages=("en",))
 
 
-def session_of(settings: Settings, tts: TtsEngine) -> Session:
-    engines = EngineSet(ThresholdVad(), ScriptedStt(), EchoLlm(), tts)
-    return new_session("rtc_1", settings, engines)
+def session_of(settings: Settings, tts: TtsEngine, stt: EngineInfo | None = None) -> Session:
+    ear = ScriptedStt()
+    ear.info = stt or ear.info
+    return new_session("rtc_1", settings, EngineSet(ThresholdVad(), ear, EchoLlm(), tts))
 
 
 class Client:
     """A session that is updated again and again."""
 
-    def __init__(self, settings: Settings = SETTINGS, tts: TtsEngine | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings = SETTINGS,
+        tts: TtsEngine | None = None,
+        stt: EngineInfo | None = None,
+    ) -> None:
         self.server = settings
-        self.defaults = session_of(settings, tts or ToneTts())
+        self.defaults = session_of(settings, tts or ToneTts(), stt)
         self.session = self.defaults
-        self.largest = session_bytes(self.defaults) + settings.limits.session_bytes
+        self.terms = Terms(self.defaults, settings.limits, stt or ScriptedStt().info)
+        self.largest = self.terms.largest_bytes
+
+    @property
+    def transcription(self) -> Any:
+        """As the client is told."""
+        return self.session["audio"]["input"]["transcription"]
 
     def update(self, **update: Any) -> CallSettings:
-        self.session = merged(self.session, update, self.server.limits, self.largest)
+        self.session = merged(self.session, update, self.terms)
         base = CallSettings.from_settings(self.server)
         return call_settings(self.session, self.defaults, base)
 
     def detect(self, detection: Any) -> CallSettings:
         return self.update(audio={"input": {"turn_detection": detection}})
 
+    def transcribe(self, transcription: Any) -> SttOptions:
+        return self.update(audio={"input": {"transcription": transcription}}).stt
+
     def refusal(self, **update: Any) -> str:
         """The code with which ``update`` is refused; nothing has changed."""
+        return self.refused(**update).code
+
+    def refused(self, **update: Any) -> BadRequest:
         before = copy.deepcopy(self.session)
         with pytest.raises(BadRequest) as caught:
             self.update(**update)
         assert self.session == before
-        return caught.value.code
+        return caught.value
 
 
 @pytest.fixture
@@ -153,6 +186,123 @@ def test_replies_and_interruptions_are_allowed_again_by_null(client: Client) -> 
     assert not rules.creates_reply and not rules.interrupts
     again = client.detect({"create_response": None, "interrupt_response": None}).rules
     assert again.creates_reply and again.interrupts
+
+
+# ------------------------------------------------------------------------ transcription
+
+FRENCH_SERVER = Settings(stt={"language": "fr", "prompt": "Montmartre"})
+
+
+def test_the_servers_language_and_prompt_are_shown_and_used() -> None:
+    client = Client(FRENCH_SERVER, stt=WHISPER)
+    shown = {"model": "faster-whisper", "language": "fr", "prompt": "Montmartre"}
+    assert client.transcription == shown
+    assert client.update(tracing="auto").stt == SttOptions(None, "Montmartre")
+
+
+def test_a_call_has_its_own_language_and_prompt_until_null_gives_the_servers_back() -> None:
+    client = Client(FRENCH_SERVER, stt=WHISPER)
+    asked = {"model": "whisper-1", "language": "de", "prompt": "Zugspitze"}
+    assert client.transcribe(asked) == SttOptions("de", "Zugspitze")
+    assert client.transcription == asked
+    assert client.update(tracing="auto").stt == SttOptions("de", "Zugspitze")
+    assert client.transcribe({"prompt": ""}) == SttOptions("de", "")
+    assert client.transcribe({"prompt": None}) == SttOptions("de", "Montmartre")
+    assert client.transcribe({"language": None}) == SttOptions(None, "Montmartre")
+    assert client.transcription == {**client.transcription, "model": "whisper-1", "language": "fr"}
+    assert client.transcribe({"model": None}) == SttOptions(None, "Montmartre")
+    assert client.transcription == client.defaults["audio"]["input"]["transcription"]
+
+
+@pytest.mark.parametrize(
+    "nothing", [{"audio": None}, {"audio": {"input": None}}, {"audio": {"input": {}}},
+                {"audio": {"input": {"transcription": None}}}]
+)  # fmt: skip
+def test_an_update_that_names_no_transcription_at_all(nothing: Session) -> None:
+    client = Client(FRENCH_SERVER, stt=WHISPER)
+    client.transcribe({"language": "de", "prompt": "Zugspitze"})
+    kept = nothing == {"audio": {"input": {}}}
+    expected = SttOptions("de", "Zugspitze") if kept else SttOptions(None, "Montmartre")
+    assert client.update(**nothing).stt == expected
+    assert client.transcribe({"language": "en"}).language == "en"
+
+
+def test_what_a_client_read_it_may_write_back() -> None:
+    for settings in (SETTINGS, FRENCH_SERVER, Settings(stt={"language": "", "prompt": "x"})):
+        for stt in (WHISPER, ENGLISH_WHISPER, POCKETSPHINX):
+            client = Client(settings, stt=stt)
+            before = client.update(tracing="auto")
+            shown = copy.deepcopy(client.transcription)
+            assert client.transcribe(shown) == before.stt
+            assert client.transcription == shown
+
+
+def test_fields_that_are_not_acted_on_are_kept() -> None:
+    client = Client(stt=WHISPER)
+    client.transcribe({"delay": "low", "keywords": None})
+    assert client.transcription["delay"] == "low" and client.transcription["keywords"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "field"),
+    [
+        ({"language": 7}, "invalid_type", ".language"),
+        ({"language": ["de"]}, "invalid_type", ".language"),
+        ({"language": ""}, "invalid_value", ".language"),
+        ({"language": "German"}, "invalid_value", ".language"),
+        ({"language": "de-DE"}, "invalid_value", ".language"),
+        ({"language": "DE"}, "invalid_value", ".language"),
+        ({"language": "d1"}, "invalid_value", ".language"),
+        ({"language": "xx"}, "invalid_value", ".language"),
+        ({"prompt": 7}, "invalid_type", ".prompt"),
+        ({"prompt": {"text": "x"}}, "invalid_type", ".prompt"),
+        ({"prompt": "x" * (STT_PROMPT_CHARACTERS + 1)}, "invalid_value", ".prompt"),
+        ({"model": 7}, "invalid_type", ".model"),
+        ("whisper-1", "invalid_type", ""),
+    ],
+)
+def test_wrong_transcriptions_are_refused_with_their_place(
+    given: Any, code: str, field: str
+) -> None:
+    error = Client(stt=WHISPER).refused(audio={"input": {"transcription": given}})
+    assert (error.code, error.param) == (code, f"session.audio.input.transcription{field}")
+    assert str(error).startswith(str(error.param))
+
+
+def test_the_longest_prompt_is_taken() -> None:
+    longest = "x" * STT_PROMPT_CHARACTERS
+    assert Client(stt=WHISPER).transcribe({"prompt": longest}).prompt == longest
+
+
+@pytest.mark.parametrize("stt", [ENGLISH_WHISPER, POCKETSPHINX])
+def test_a_language_that_the_engine_does_not_know_is_refused(stt: EngineInfo) -> None:
+    client = Client(Settings(stt={"language": "fr"}), stt=stt)
+    assert client.transcription["language"] == "en"  # what runs, not what was configured
+    error = client.refused(audio={"input": {"transcription": {"language": "de"}}})
+    assert error.code == "invalid_value" and stt.name in str(error) and "en only" in str(error)
+    assert client.transcribe({"language": "en"}) == SttOptions()
+
+
+def test_of_many_languages_a_refusal_tells_the_number() -> None:
+    codes = tuple(f"a{letter}" for letter in "abcdefghijklmnopqrst")
+    client = Client(stt=EngineInfo("stt", "big", languages=codes))
+    error = client.refused(audio={"input": {"transcription": {"language": "xx"}}})
+    assert "20 others" in str(error)
+
+
+def test_a_language_is_detected_where_the_configured_one_is_unknown() -> None:
+    for configured in ("", "xx"):
+        client = Client(Settings(stt={"language": configured}), stt=WHISPER)
+        assert client.transcription["language"] is None
+        assert client.transcribe({"language": "de"}).language == "de"
+        assert client.transcribe({"language": None}).language is None
+
+
+def test_an_engine_without_prompts_shows_none() -> None:
+    client = Client(Settings(stt={"prompt": "Montmartre"}), stt=POCKETSPHINX)
+    assert client.transcription["prompt"] == ""
+    client.transcribe({"prompt": "Zugspitze"})
+    assert client.transcription["prompt"] == ""
 
 
 # ------------------------------------------------------------------------------ answers

@@ -44,8 +44,10 @@ class EchoStt:
     def __init__(self, spec: ReplicaSpec | None = None, *, seconds: float = 0.0) -> None:
         self.spec = spec = spec or ReplicaSpec()
         self.seconds = seconds
-        self.info = EngineInfo("stt", "echo", model=spec.mode)
+        self.info = EngineInfo("stt", "echo", model=spec.mode, takes_prompt=True)
         self.sessions: set[EchoSession] = set()
+        self.begun: list[SttOptions] = []
+        """What each utterance was begun with, of all sessions."""
         self.failure: EngineError | None = None
         self.stopped = False
         self.quality = SttQuality()
@@ -70,7 +72,7 @@ class EchoStt:
         """A fresh session."""
         if self.failure is not None or self.closed:
             raise EngineCrashed("echo is gone")
-        session = EchoSession(self)
+        session = EchoSession(self, options)
         self.sessions.add(session)
         return session
 
@@ -116,14 +118,16 @@ class EchoStt:
 class EchoSession:
     """One caller's utterances."""
 
-    def __init__(self, engine: EchoStt) -> None:
+    def __init__(self, engine: EchoStt, options: SttOptions) -> None:
         self._engine = engine
+        self._options = options
         self._audio: dict[int, list[Pcm]] = {}
         self._newest: int | None = None
         self._finishing: set[int] = set()
         self._results = ResultStream()
 
     def begin(self, utterance: int) -> None:
+        self._engine.begun.append(self._options)
         self._audio[utterance] = []
         self._newest = utterance
 
@@ -147,7 +151,8 @@ class EchoSession:
         self._audio.pop(utterance, None)
 
     def configure(self, options: SttOptions) -> None:
-        """It understands every language."""
+        """From the next utterance on; it understands every language."""
+        self._options = options
 
     async def results(self) -> AsyncIterator[SttResult]:
         async for result in self._results:

@@ -72,6 +72,7 @@ class Hearing:
         longest = settings.rules.max_utterance_seconds
         self._listener.keep(longest if settings.manual_turns else None)
         self._listener.set_gate(self._gate())
+        self._lease.session.configure(settings.stt)
 
     def open(self, utterance: int) -> None:
         """The caller began to speak a moment ago."""

@@ -8,7 +8,7 @@ from typing import Literal
 from voice_rtc.call.events import TurnMeasured
 from voice_rtc.config import Settings
 from voice_rtc.core.turns import TurnRules
-from voice_rtc.engines.base import LlmOptions, VoiceOptions
+from voice_rtc.engines.base import STT_AS_CONFIGURED, LlmOptions, SttOptions, VoiceOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class CallSettings:
     """True: voice activity decides nothing, the client commits its turns (push-to-talk)."""
     speech_threshold: float = 0.5
     """VAD probability above which a window is speech."""
+    stt: SttOptions = STT_AS_CONFIGURED
+    """The caller's language, and words to expect; from the next utterance on."""
     voice: VoiceOptions = field(default_factory=VoiceOptions)
     llm: LlmOptions = field(default_factory=LlmOptions)
     spoken: bool = True
@@ -41,6 +43,7 @@ class CallSettings:
                 max_utterance_seconds=turns.max_utterance_seconds,
             ),
             speech_threshold=turns.speech_threshold,
+            stt=SttOptions(prompt=settings.stt.prompt),
         )
 
     def with_pause(self, seconds: float) -> CallSettings:

@@ -39,6 +39,10 @@ class EngineInfo:
     """Why this one was chosen, in a sentence."""
     notes: tuple[str, ...] = ()
     """What the user should know: licence, accuracy, what would be better and how to get it."""
+    languages: tuple[str, ...] = ()
+    """STT: codes that a call may ask for (`SttOptions.language`); empty: any."""
+    takes_prompt: bool = False
+    """STT: `SttOptions.prompt` makes a difference."""
 
 
 class Engine(Protocol):

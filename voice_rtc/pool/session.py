@@ -41,6 +41,8 @@ MOST_ATTEMPTS = 4
 class _Utterance:
     number: int
     """As the call knows it."""
+    options: SttOptions
+    """Of the moment it was begun."""
     runs: list[Pcm] = field(default_factory=list)
     size: int = 0
     """Bytes of audio kept."""
@@ -117,8 +119,9 @@ class LeasedSession:
         if self._closed:
             return
         self.utterances += 1
-        self._newest = self._utterances[utterance] = _Utterance(utterance, kept=self._replays)
-        self._send_begin(self._newest)
+        begun = _Utterance(utterance, self._options, kept=self._replays)
+        self._newest = self._utterances[utterance] = begun
+        self._send_begin(begun)
 
     def feed(self, pcm: Pcm) -> None:
         """Audio of the utterance begun last; ignored when none is open."""
@@ -161,10 +164,8 @@ class LeasedSession:
                 self._inner.discard(found.inner)
 
     def configure(self, options: SttOptions) -> None:
-        """Use other options from the next utterance on."""
+        """Use other options from the next utterance on, whichever engine gets it."""
         self._options = options
-        if self._inner is not None:
-            self._inner.configure(options)
 
     async def results(self) -> AsyncIterator[SttResult]:
         """Results of all engines that the session has been attached to, until it is closed."""
@@ -243,6 +244,9 @@ class LeasedSession:
         utterance.inner = self._last_inner
         utterance.attempts += 1
         self._by_inner[utterance.inner] = utterance
+        # Each time: an engine that took over may have been opened with older ones, and an utterance
+        # that is sent again keeps its own.
+        self._inner.configure(utterance.options)
         self._inner.begin(utterance.inner)
 
     def _replay(self, utterance: _Utterance, why: str) -> None:

@@ -195,6 +195,7 @@ class PocketsphinxStt:
                 "For real speech recognition use Whisper: let the server reach the Hugging Face "
                 "hub once, or set stt.model to a directory with a faster-whisper model.",
             ),
+            languages=("en",),
         )
 
     @property

@@ -249,6 +249,8 @@ class _Utterance:
     """One utterance, from begin to its last result. Changed on the event loop only, but `sent`."""
 
     number: int
+    options: SttOptions
+    """Of the moment it was begun."""
     pcm: bytearray = field(default_factory=bytearray)
     """All that the call has fed, s16."""
     driven: int = 0
@@ -294,11 +296,13 @@ class AudioInputProcessor:
         *,
         language: str,
         partial_seconds: float,
+        options: SttOptions = _AS_CONFIGURED,
         final_seconds: float = _FINAL_SECONDS,
         on_close: Callable[[AudioInputProcessor], None] = lambda processor: None,
     ) -> None:
         self._shared = shared
         self._language = language
+        self._options = options
         # Twice as often as partials are wanted: the shared engine, which is fed at this pace, has
         # the same rhythm, and the one would just miss the other.
         self._pause_seconds = partial_seconds / 2
@@ -350,7 +354,7 @@ class AudioInputProcessor:
         """Start an utterance; see `SttSession`."""
         if self._closed:
             return
-        begun = _Utterance(utterance)
+        begun = _Utterance(utterance, self._options)
         self._utterances[utterance] = self._newest = begun
         if self._broken is not None:
             self._fail(begun, self._broken)
@@ -386,7 +390,7 @@ class AudioInputProcessor:
 
     def configure(self, options: SttOptions) -> None:
         """Use other options from the next utterance on."""
-        self._shared.configure(options)
+        self._options = options
 
     async def results(self) -> AsyncIterator[SttResult]:
         """Results in order of utterances, until the session is closed."""
@@ -598,6 +602,8 @@ class AudioInputProcessor:
     def _pass_on(self, utterance: _Utterance, pcm: bytes) -> None:
         if utterance.passed is None:
             utterance.passed = 0
+            # Not in `configure`: the shared session begins an utterance later than the call does.
+            self._shared.configure(utterance.options)
             self._shared.begin(utterance.number)
         new = np.frombuffer(pcm[utterance.passed :], "<i2").astype(np.int16)
         if len(new):
@@ -716,6 +722,8 @@ class RealtimeSttEngine:
             model=f"{metadata.version('realtimestt')} over {info.name} {info.model}".strip(),
             reason=self._reason,
             notes=(*_NOTES, *info.notes),
+            languages=info.languages,
+            takes_prompt=info.takes_prompt,
         )
 
     async def open(self, options: SttOptions = _AS_CONFIGURED) -> AudioInputProcessor:
@@ -737,6 +745,7 @@ class RealtimeSttEngine:
             self._opened,
             language=self._language if options.language is None else options.language,
             partial_seconds=self._partial_seconds,
+            options=options,
             on_close=self._sessions.discard,
         )
         self._sessions.add(session)

@@ -82,6 +82,9 @@ _MEASURE_SECONDS = 10.0
 # Callers go first, and the last batch may take longer than was expected.
 _MEASURE_GRACE_SECONDS = 20.0
 _AS_CONFIGURED = SttOptions()
+_WHISPERS_CODES = {"jv": "jw"}
+"""ISO 639-1 -> Whisper, where they differ: Javanese."""
+_ISO_CODES = {whispers: iso for iso, whispers in _WHISPERS_CODES.items()}
 _ERRORS = {error.code: error for error in (EngineUnavailable, OutOfGpuMemory, EngineCrashed)}
 
 
@@ -214,6 +217,8 @@ class WhisperStt:
             model=f"{settings.model} ({ready.placement})",
             reason=self._reason,
             notes=(f"One short utterance takes {ready.utterance_seconds:.2f} s on this machine.",),
+            languages=tuple(sorted(_ISO_CODES.get(code, code) for code in ready.languages)),
+            takes_prompt=True,
         )
 
     async def open(self, options: SttOptions = _AS_CONFIGURED) -> WhisperSession:
@@ -302,6 +307,7 @@ class WhisperStt:
         utterance = _Utterance(next(self._keys), number, session)
         asked = options.language
         language = self._settings.language if asked is None else asked
+        language = _WHISPERS_CODES.get(language, language)
         self._open[utterance.key] = utterance
         if self._failure is None:
             self._tell(protocol.Begin(utterance.key, caller, language, options.prompt))

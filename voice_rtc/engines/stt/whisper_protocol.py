@@ -120,7 +120,8 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
     placement: str
     """Where the model runs, e.g. ``cpu int8, 2 workers``."""
-    multilingual: bool
+    languages: tuple[str, ...]
+    """Codes that can be asked for."""
     workers: int
     most_batch: int
     utterance_seconds: float

@@ -62,10 +62,14 @@ class Transcriber(Protocol):
     """What is wanted of `voice_rtc.engines.stt.whisper_model.BatchWhisper`."""
 
     workers: int
-    multilingual: bool
     placement: str
     encoder: str
     """``ct2`` or ``sdpa``: the one that is used."""
+
+    @property
+    def languages(self) -> frozenset[str]:
+        """Codes that a request may ask for."""
+        ...
 
     def transcribe(
         self,
@@ -339,7 +343,7 @@ class Recognizer:
         self._send(
             protocol.Ready(
                 placement=loaded.model.placement,
-                multilingual=loaded.model.multilingual,
+                languages=tuple(loaded.model.languages),
                 workers=rules.workers,
                 most_batch=rules.most_finals,
                 utterance_seconds=loaded.utterance_seconds,
