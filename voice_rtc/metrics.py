@@ -132,6 +132,9 @@ class Metrics:
         self.rtp_packets_rejected_total = self._counter(
             "rtp_packets_rejected_total", "Inbound RTP packets not played, by reason.", "reason"
         )
+        self.datagrams_rejected_total = self._counter(
+            "datagrams_rejected_total", "Datagrams dropped before ICE and DTLS.", "reason"
+        )
         self.inbound_dropped_total = self._counter(
             "inbound_dropped_total", "Inbound audio runs dropped because the listener was late."
         )

@@ -2,8 +2,9 @@
 
 aiortc does SDP, ICE, DTLS and SCTP; RTP in both directions goes past it:
 
-    in   the datagram handler of each ICE socket of this connection looks at the first byte. SRTP
-         is decrypted and handed to `InboundRtp` at once; all else goes the stock way.
+    in   `SocketGuard` looks at each datagram of this connection's ICE sockets. SRTP is decrypted
+         and handed to `InboundRtp` at once; strangers' datagrams are dropped; the rest goes the
+         stock way.
     out  the sender's task only waits; `OutboundRtp` protects its packets with the same SRTP
          session and hands them to the socket of the nominated candidate pair.
 
@@ -39,6 +40,9 @@ _SENDER_NAMES = (
 )  # fmt: skip
 _RECEIVER_NAMES = ("started", "remote_streams")
 _TICK_SECONDS = 0.05
+_STUN_HEADER = 20
+_STUN_COOKIE = b"\x21\x12\xa4\x42"
+_MOST_ADDRESSES = 16
 _MOST_SOURCES = 4
 """Statistics are kept of so many SSRCs; more are a flood."""
 
@@ -81,8 +85,8 @@ def opus_only(transceiver: RTCRtpTransceiver) -> frozenset[int]:
 
 
 class Joint:
-    """The audio of one connection. `attach` when the offer is set, `attach_sockets` when the answer
-    is, `run` in a task of the call, `close` at the end whatever happened."""
+    """The audio of one connection. `attach` when the offer is set, give `receive_rtp` to a
+    `SocketGuard`, `run` in a task of the call, `close` at the end whatever happened."""
 
     def __init__(self, inbound: InboundRtp, outbound: OutboundRtp, metrics: Metrics) -> None:
         self._inbound = inbound
@@ -171,33 +175,13 @@ class Joint:
 
         _replace(sender, "_run_rtp", run)
 
-    def attach_sockets(self) -> None:
-        """Look at what comes before aioice does. Raises Misfit."""
-        ice: Any = self._dtls.transport
-        connection = getattr(ice, "_connection", None)
-        protocols = getattr(connection, "_protocols", None)
-        if not isinstance(protocols, list) or not protocols:
-            raise Misfit("aioice's connection has no list of protocols")
-        for protocol in protocols:
-            stock = protocol.datagram_received
-            _replace(protocol, "datagram_received", self._handler(stock))
-        self._tick()
-
-    def _handler(
-        self, stock: Callable[[bytes, tuple[Any, ...]], None]
-    ) -> Callable[[bytes, tuple[Any, ...]], None]:
-        dtls, loop = self._dtls, self._loop
-
-        def datagram_received(data: bytes, addr: tuple[Any, ...]) -> None:
-            # RFC 7983: 128 to 191 is RTP or RTCP; RFC 5761: their second bytes tell them apart.
-            if len(data) > 12 and 127 < data[0] < 192 and not 192 <= data[1] <= 208:
-                session = dtls._rx_srtp
-                if session is not None:
-                    self._take(session, data, loop.time())
-                return
-            stock(data, addr)
-
-        return datagram_received
+    def receive_rtp(self, data: bytes) -> None:
+        """A datagram that is SRTP, from an address that belongs to the call."""
+        session = self._dtls._rx_srtp
+        if session is not None:
+            self._take(session, data, self._loop.time())
+        if self._timer is None and not self._ended.is_set():
+            self._tick()
 
     def _take(self, session: Any, data: bytes, now: float) -> None:
         try:
@@ -235,6 +219,74 @@ class Joint:
             _set(sender, _SENDER, "octet_count", outbound.bytes)
 
         return send
+
+
+class SocketGuard:
+    """Looks at every datagram of a connection before aioice does.
+
+    aioice hands anything to DTLS, from any address: one empty datagram ends a call, and a
+    ClientHello of a stranger breaks one that is being set up. As libwebrtc does, only what came
+    from an address that passed an authenticated connectivity check goes on (RFC 8445 section 7).
+    """
+
+    def __init__(self, dtls: Any, metrics: Metrics) -> None:
+        self._connection: Any = getattr(dtls.transport, "_connection", None)
+        self._metrics = metrics
+        self._rejected = {
+            reason: metrics.datagrams_rejected_total.labels(reason)
+            for reason in ("empty", "not_stun", "stranger")
+        }
+
+    def attach(self, receive_rtp: Callable[[bytes], None] | None) -> None:
+        """After the answer is set. ``receive_rtp`` gets SRTP; None leaves it to aiortc.
+
+        Raises Misfit.
+        """
+        protocols = getattr(self._connection, "_protocols", None)
+        if not isinstance(protocols, list) or not protocols:
+            raise Misfit("aioice's connection has no list of protocols")
+        if not isinstance(getattr(self._connection, "_check_list", None), list):
+            raise Misfit("aioice's connection has no check list")
+        for protocol in protocols:
+            _replace(protocol, "datagram_received", self._handler(protocol, receive_rtp))
+
+    def _handler(
+        self, protocol: Any, receive_rtp: Callable[[bytes], None] | None
+    ) -> Callable[[bytes, tuple[Any, ...]], None]:
+        stock: Callable[[bytes, tuple[Any, ...]], None] = protocol.datagram_received
+        known: set[tuple[Any, ...]] = set()
+
+        def datagram_received(data: bytes, addr: tuple[Any, ...]) -> None:
+            if not data:
+                self._rejected["empty"].inc()
+            elif data[0] < 4:  # RFC 7983
+                if len(data) >= _STUN_HEADER and data[4:8] == _STUN_COOKIE:
+                    stock(data, addr)
+                else:
+                    self._rejected["not_stun"].inc()
+            elif addr not in known and not self._learn(protocol, addr, known):
+                self._rejected["stranger"].inc()
+            elif receive_rtp is None or not _is_rtp(data):
+                stock(data, addr)
+            else:
+                receive_rtp(data)
+
+        return datagram_received
+
+    def _learn(self, protocol: Any, addr: tuple[Any, ...], known: set[tuple[Any, ...]]) -> bool:
+        """Is there a pair with this address? One is made by an authenticated check alone."""
+        wanted = (addr[0], addr[1])
+        for pair in self._connection._check_list:
+            if pair.protocol is protocol and pair.remote_addr == wanted:
+                if len(known) < _MOST_ADDRESSES:
+                    known.add(addr)
+                return True
+        return False
+
+
+def _is_rtp(data: bytes) -> bool:
+    """RFC 7983: 128 to 191 is RTP or RTCP; RFC 5761: their second bytes tell them apart."""
+    return len(data) > 12 and 127 < data[0] < 192 and not 192 <= data[1] <= 208
 
 
 def _require(owner: Any, prefix: str, names: tuple[str, ...]) -> None:

@@ -26,7 +26,7 @@ from voice_rtc.inbox import Inbox
 from voice_rtc.media.channel import Channel
 from voice_rtc.media.guard import check_offer, strip_candidates
 from voice_rtc.media.inbound import InboundAudio
-from voice_rtc.media.joint import Joint, Misfit, opus_only, why_not
+from voice_rtc.media.joint import Joint, Misfit, SocketGuard, opus_only, why_not
 from voice_rtc.media.opus import OpusError
 from voice_rtc.media.outbound import FrameSource, OutboundTrack
 from voice_rtc.media.rtp_in import InboundRtp
@@ -90,10 +90,10 @@ class Peer:
             offer = strip_candidates(offer)
         try:
             await self._connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
-            self._go_past(self._choose_media())
+            audio = self._choose_media()
+            self._go_past(audio)
             await self._connection.setLocalDescription(await self._connection.createAnswer())
-            if self._joint is not None:
-                self._joint.attach_sockets()
+            self._guard(audio)
         except (NoAudioTrack, Misfit):
             raise
         except Exception as error:
@@ -120,6 +120,16 @@ class Peer:
             log.warning("media_path_stock", reason=str(error))
             return
         self._rtp, self._joint = rtp, joint
+
+    def _guard(self, audio: RTCRtpTransceiver) -> None:
+        """Let nothing of strangers through, and audio go its way."""
+        receive_rtp = None if self._joint is None else self._joint.receive_rtp
+        try:
+            SocketGuard(audio.receiver.transport, self._metrics).attach(receive_rtp)
+        except Misfit as error:
+            if self._joint is not None:
+                raise
+            log.warning("sockets_not_guarded", reason=str(error))
 
     def _choose_media(self) -> RTCRtpTransceiver:
         audio = [t for t in self._connection.getTransceivers() if t.kind == "audio"]

@@ -3,7 +3,8 @@
 While a call is silent it costs nothing: no timer runs, no packet is sent (RFC 7587 section 3.1.3).
 `wake` begins a talk spurt at once, wherever the clock stands; from then on packets are due on
 absolute time, so that one that is late does not delay the next. RTP timestamps keep to the wall
-clock: the listener hears pauses of their true length.
+clock: the listener hears pauses of their true length. A spurt ends with a little silence: jitter
+buffers that count packets, as aiortc's, would keep the end of the last word to themselves.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import asyncio
 from collections.abc import Callable
 from secrets import randbits
 
-from voice_rtc.core.audio import FRAME_SECONDS, SEND_FRAME_SAMPLES, SEND_RATE_HZ
+from voice_rtc.core.audio import FRAME_SECONDS, SEND_FRAME_SAMPLES, SEND_RATE_HZ, silence
 from voice_rtc.core.rtp import build
 from voice_rtc.media.opus import Encoder
 from voice_rtc.media.outbound import FrameSource
 from voice_rtc.metrics import Metrics
 
+_TAIL_FRAMES = 6
+"""Of silence behind the last sound: aiortc's jitter buffer holds four."""
 _RESYNC_SECONDS = 0.2
 """Who is so late gives the missed frames up instead of sending them in a burst."""
 
@@ -44,6 +47,11 @@ class OutboundRtp:
         """Number of the frame sent last, counted from the start."""
         self._timer: asyncio.TimerHandle | None = None
         self._ticking = False
+        self._begins = True
+        """The next packet is the first of a spurt."""
+        self._tail = 0
+        """Frames of silence that are still to be sent."""
+        self._silence = silence(SEND_FRAME_SAMPLES)
         self.packets = 0
         self.bytes = 0
         """Of payload."""
@@ -70,6 +78,7 @@ class OutboundRtp:
             return
         now = self._loop.time()
         self._due = max(now, self._due + FRAME_SECONDS)
+        self._begins = True
         # Through the loop also when it is due now: who wakes us is in the middle of something.
         self._timer = self._loop.call_at(self._due, self._tick)
 
@@ -86,7 +95,12 @@ class OutboundRtp:
             samples = self._source.next_frame()
         finally:
             self._ticking = False
-        if samples is None:
+        if samples is not None:
+            self._tail = _TAIL_FRAMES
+        elif self._tail:
+            self._tail -= 1
+            samples = self._silence
+        else:
             return  # until somebody wakes us
         self._metrics.send_lateness_seconds.observe(max(0.0, late))
         self._transmit(self._encoder.encode(samples))
@@ -102,8 +116,9 @@ class OutboundRtp:
         self._sequence = (self._sequence + 1) % (1 << 16)
         packet = build(
             self._payload_type, self._sequence, self.timestamp, self._ssrc, payload,
-            marker=number != self._newest + 1,
+            marker=self._begins,
         )  # fmt: skip
+        self._begins = False
         self._newest = number
         self.packets += 1
         self.bytes += len(payload)
