@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.fake_nvml import FakeNvml, gpu_of
 from voice_rtc.capacity_report import CapacityReport, examine
-from voice_rtc.config import PoolSettings, Settings, SttSettings
+from voice_rtc.config import MediaSettings, PoolSettings, Settings, SttSettings
 from voice_rtc.errors import EngineUnavailable
 from voice_rtc.pool.gpu import read_gpus
 
@@ -133,3 +133,22 @@ async def test_an_engine_that_fails_to_load_is_the_callers_business(tmp_path: Pa
     broken = Settings(stt=SttSettings(engine="faster-whisper", model=str(tmp_path)))
     with pytest.raises(EngineUnavailable):
         await examine(broken)
+
+
+async def test_where_the_servers_own_process_limits_the_plan_is_in_processes(
+    tmp_path: Path,
+) -> None:
+    media = MediaSettings(call_core_share=0.45)
+    tight = settings(tmp_path).model_copy(update={"media": media})
+    report = await examine(tight, 11, gpus=lambda: read_gpus(FakeNvml([gpu_of(141)])))
+    assert report.media_calls == report.slots == 2
+    shared = report.modes[0]
+    assert (shared.callers, shared.limited_by) == (2, "media")
+    assert "The server's own process carries about 2 calls" in shared.why
+    assert shared.plan[0] == (
+        "11 callers need 6 server processes: each carries the media of 2 calls."
+    )
+    assert shared.more[0].startswith("The server's own process is what limits")
+    wanted = settings(tmp_path, slots=9).model_copy(update={"media": media})
+    report = await examine(wanted, gpus=lambda: read_gpus(FakeNvml()))
+    assert report.slots == 9 and "this machine carries 2" in report.advice[0]

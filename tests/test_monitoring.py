@@ -284,7 +284,7 @@ def test_every_metric_of_the_pool_is_shown_somewhere() -> None:
         "voice_rtc_" + name
         for name in (
             "leases_active pool_slots pool_waiting lease_wait_seconds_bucket leases_total replicas "
-            "engine_restarts_total degradation_step stt_final_seconds_bucket "
+            "engine_restarts_total degradation_step admission_state stt_final_seconds_bucket "
             "stt_partial_seconds_bucket engine_queue_seconds_bucket stt_replays_total "
             "probe_seconds probes_total memory_pressure gpu_memory_bytes loop_lag_seconds_bucket "
             "alerts_active pool_utilisation_ratio response_seconds_bucket"

@@ -20,6 +20,7 @@ from voice_rtc.core.capacity import (
     MachineFacts,
     PoolView,
     Sizing,
+    calls_of_one_process,
     plan_for,
     recommendations,
 )
@@ -42,7 +43,7 @@ class ModeCapacity:
     source: str
     """Where the number comes from: ``probe``, ``formula``, ``engine`` or ``settings``."""
     limited_by: str
-    """``time``, ``memory`` or ``settings``."""
+    """``time``, ``memory``, ``media`` or ``settings``."""
     why: str
     more: list[str]
     """What would carry more."""
@@ -62,6 +63,8 @@ class CapacityReport:
     """Were batches timed, now or earlier?"""
     goal_seconds: float
     cores: int
+    media_calls: int
+    """Calls whose media one server process carries."""
     memory: MachineMemory
     gpus: GpuReadings
     mode: SttMode
@@ -141,6 +144,7 @@ def _report(
         measured=curve is not None,
         goal_seconds=settings.pool.final_goal_seconds,
         cores=base.cores,
+        media_calls=calls_of_one_process(settings.media.call_core_share, settings.media.core_share),
         memory=memory,
         gpus=gpus,
         mode=base.mode,
@@ -186,5 +190,6 @@ def _advice(settings: Settings, facts: MachineFacts, slots: int, found: Sizing) 
     elif settings.pool.slots and slots < found.slots:
         advice.append(f"pool.slots is {settings.pool.slots}; this machine carries {found.slots}.")
     pool = settings.pool
-    view = PoolView(facts, slots, 0, 0, pool.max_slots, pool.final_goal_seconds)
+    goal = pool.final_goal_seconds
+    view = PoolView(facts, slots, 0, 0, pool.max_slots, goal, limited_by=found.limited_by)
     return advice + recommendations(view)

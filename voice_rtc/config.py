@@ -100,6 +100,12 @@ class MediaSettings(Section):
     """Inbound audio waiting for the listener; past it the oldest is dropped and counted."""
     reply_buffer_seconds: Seconds = 3.0
     """Speech made ahead of playout; synthesis waits when it is reached."""
+    call_core_share: float = Field(0.06, gt=0, le=1)
+    """Share of a core that one talking call takes of the server's own process, which has one event
+    loop for all calls; 0.06 was measured with the stock aiortc tracks. Bounds the slots."""
+    core_share: float = Field(0.9, gt=0, le=1)
+    """Share of one core that all calls together may take of the server's own process; when it uses
+    more and its event loop feels it, no call is taken."""
 
 
 class SessionSettings(Section):
@@ -204,6 +210,9 @@ class PoolSettings(Section):
     """An engine that is silent for so long is replaced."""
     probe_interval_seconds: Seconds = 30.0
     """How often each serving engine transcribes a known sentence."""
+    loop_lag_seconds: Annotated[float, Field(ge=0.005, le=60)] = 0.05
+    """When the server's event loop runs so late (95th percentile of the last seconds) no call is
+    taken until it has time again, unless ``slots`` is set."""
     memory_high: float = Field(0.85, gt=0, lt=1)
     """Share of memory in use at which nothing more is loaded and what is idle is unloaded."""
     memory_critical: float = Field(0.93, gt=0, lt=1)

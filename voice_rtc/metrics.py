@@ -59,6 +59,10 @@ class Metrics:
         self.degradation_step = self._gauge(
             "degradation_step", "Step of the degradation ladder; 0 is normal."
         )
+        self.admission_state = self._gauge(
+            "admission_state",
+            "New callers: 0 are let in, 1 wait even for a free slot, 2 are refused.",
+        )
         self.probe_seconds = self._gauge(
             "probe_seconds", "Slowest newest latency probe of the serving replicas."
         )

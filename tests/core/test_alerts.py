@@ -65,6 +65,7 @@ TROUBLES = [
     ),
     ("engine_fallback", 0, "warning", "no GPU: whisper on the CPU",
      replace(QUIET, fallback="no GPU: whisper on the CPU")),
+    ("server_busy", 10, "warning", "80 ms late", replace(QUIET, server_busy="80 ms late")),
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from voice_rtc.core.capacity import (
     Sizing,
     Traffic,
     _arrivals,
+    calls_of_one_process,
     dedicated_slots,
     percentile,
     plan_for,
@@ -249,6 +250,14 @@ def test_the_formula_takes_other_sizes():
         dedicated_slots(4000, per_instance_mb=0)
 
 
+@pytest.mark.parametrize(
+    ("each", "calls"),
+    [(0.06, 15), (0.09, 10), (0.1, 9), (0.3, 3), (0.018, 50), (0.0075, 120), (0.9, 1), (1.0, 1)],
+)
+def test_calls_of_one_process(each, calls):
+    assert calls_of_one_process(each) == calls
+
+
 # ------------------------------------------------------------------------------ plans, advice
 
 
@@ -276,12 +285,19 @@ def test_a_plan_counts_machines_or_gpus():
     [
         (sized(4, "settings"), MachineFacts(), "pool.max_slots"),
         (sized(4, "memory"), MachineFacts(gpus=1), "Memory"),
+        (sized(4, "media"), MachineFacts(cores=8), "further processes carry more, here (8 CPU"),
         (sized(4), MachineFacts(mode="dedicated", gpus=1), "pool.mode = shared"),
         (sized(4), MachineFacts(gpus=1, torch=False), "voice-rtc[gpu]"),
     ],
 )
 def test_a_plan_names_what_would_carry_more(sizing, facts, word):
     assert word in " ".join(plan_for(50, sizing, facts))
+
+
+def test_a_plan_counts_processes_where_media_limit():
+    plan = plan_for(500, sized(15, "media"), MachineFacts(gpus=2))
+    assert plan[0] == ("500 callers need 34 server processes: each carries the media of 15 calls.")
+    assert not any("smaller model" in sentence or "GPU" in sentence for sentence in plan)
 
 
 def test_what_carries_nobody_is_not_multiplied():
@@ -314,6 +330,7 @@ CROWDED = view(leased=20, waiting=10)
         (replace(CROWDED, final_p95_seconds=0.55), "another GPU"),
         (replace(CROWDED, gpu_busy=0.9), "another GPU"),
         (replace(CROWDED, facts=CPU_ONLY, cpu_busy=0.95), "another machine"),
+        (replace(CROWDED, limited_by="media"), "another server process shortens the line"),
         (view(final_p95_seconds=0.9), "smaller model"),
         (view(ladder_step=2), "smaller model"),
         (view(ladder_step=2, facts=CPU_ONLY), "no GPU"),

@@ -17,6 +17,7 @@ import pytest
 from tests.support.echo_stt import EchoStt
 from tests.support.fake_nvml import FakeNvml, gpu_of
 from tests.support.governed import Governed, GpuEcho, Machine, governed, story, until
+from tests.support.virtual_time import VirtualTimeLoop
 from voice_rtc.core.alerts import AlertEvent, Cleared
 from voice_rtc.core.audio import Pcm
 from voice_rtc.core.ladder import NAMES
@@ -503,14 +504,16 @@ def test_admission_closes_when_finals_are_late_and_those_who_wait_are_served_lat
             assert it.status["line"]["waiting"] == 5 and crowd.served == 26
             await until(lambda: it.status["admission"]["state"] == "open", 200.0)
             await until(lambda: crowd.served == 31, 60.0)
-            assert any("admission closed: Final transcripts take" in text for text in events(it))
+            assert any(
+                "admission queue_only: Final transcripts take" in text for text in events(it)
+            )
 
     story(run)
 
 
 def test_under_a_lasting_crowd_admission_finds_its_level_and_does_not_flap() -> None:
     async def run() -> None:
-        settings = {"max_waiting": 500, "max_wait_seconds": 86_000.0}
+        settings = {"max_waiting": 500, "max_wait_seconds": 86_000.0, "heartbeat_seconds": 0.5}
         async with governed(make=CrowdedEcho, **settings) as it, asyncio.TaskGroup() as tasks:
             crowd, changes, states, talk_level = Crowd(it, tasks), 0, "open", []
             told = Told(it)
@@ -597,5 +600,139 @@ def test_a_mode_that_was_left_while_closed_opens_again() -> None:
             await it.pool.switch_mode("single")
             assert it.status["admission"]["state"] == "open"
             await until(lambda: not it.pool.groups["shared"].held, 200.0)
+
+    story(run)
+
+
+# ---------------------------------------------------------------------- the server's own process
+
+
+class Busy:
+    """Work on the server's event loop, for so many seconds at a time."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self.seconds = 0.0
+        self._task = tasks.create_task(self._work())
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        while True:
+            await asyncio.sleep(0.0171)  # never in step with the beats that measure it
+            loop.pass_time(self.seconds)
+
+    def end(self) -> None:
+        self._task.cancel()
+
+
+def test_a_late_event_loop_turns_calls_away_until_it_has_time_again() -> None:
+    async def run() -> None:
+        async with governed() as it, asyncio.TaskGroup() as tasks, AsyncExitStack() as calls:
+            told, busy = Told(it), Busy(tasks)
+            await calls.enter_async_context(it.pool.lease("a"))
+            await asyncio.sleep(30.0)
+            assert it.status["admission"] == {"state": "open", "reason": ""}
+            busy.seconds = 0.08
+            await until(lambda: it.status["admission"]["state"] == "refuse", 30.0)
+            why = it.status["admission"]["reason"]
+            assert "event loop runs" in why and "50 ms is the bound" in why
+            assert it.status["machine"]["loop_lag_ms"] > 50.0
+            assert it.status["slots"]["free"] == 0 and it.status["ladder"]["step"] == 0
+            with pytest.raises(Overloaded, match="event loop runs"):
+                it.pool.check_admission("b")
+            waiting = tasks.create_task(calls.enter_async_context(it.pool.lease("b")))
+            await asyncio.sleep(30.0)
+            assert not waiting.done() and "+server_busy" in told.alerts
+            assert "server_busy" in [each["name"] for each in it.status["alerts"]]
+            busy.seconds = 0.03
+            await asyncio.sleep(60.0)
+            assert it.status["admission"]["state"] == "refuse", "better, but not well"
+            busy.seconds = 0.005
+            assert await until(waiting.done, 40.0) <= 25.0
+            it.pool.check_admission("c")
+            await asyncio.sleep(40.0)
+            busy_alerts = [alert for alert in told.alerts if "server_busy" in alert]
+            assert busy_alerts == ["+server_busy", "-server_busy"]
+            busy.end()
+
+    story(run)
+
+
+def test_a_process_that_uses_its_core_up_turns_calls_away_if_its_loop_feels_it() -> None:
+    async def run() -> None:
+        async with governed() as it, asyncio.TaskGroup() as tasks:
+            busy = Busy(tasks)
+            it.machine.use_cores(1.7)  # engines, in threads of their own
+            await asyncio.sleep(60.0)
+            assert it.status["admission"]["state"] == "open"
+            assert it.status["machine"]["server_cores"] == pytest.approx(1.7)
+            busy.seconds = 0.02
+            await until(lambda: it.status["admission"]["state"] == "refuse", 30.0)
+            assert "uses 1.70 of a core" in it.status["admission"]["reason"]
+            it.machine.use_cores(0.7)
+            await until(lambda: it.status["admission"]["state"] == "open", 30.0)
+            busy.end()
+
+    story(run)
+
+
+def test_a_busy_process_does_not_flap_admission() -> None:
+    """Each call costs 0.06 of a core; a hundred want in, at most some fifteen may."""
+
+    async def run() -> None:
+        patient: dict[str, Any] = {"max_wait_seconds": 86_000.0, "heartbeat_seconds": 0.5}
+
+        def make(spec: ReplicaSpec) -> CrowdedEcho:
+            engine = CrowdedEcho(spec)
+            engine.carried = 200  # recognition is no limit
+            return engine
+
+        async with governed(make=make, max_slots=40, **patient) as it, asyncio.TaskGroup() as tasks:
+            crowd, busy, changes, before, levels = Crowd(it, tasks), Busy(tasks), 0, "open", []
+            for number in range(100):
+                crowd.join(1, 60.0 + number * 37 % 120)
+            for second in range(1200):
+                leased = it.pool.statistics().leased
+                it.machine.use_cores(0.06 * leased)
+                busy.seconds = 0.02 if leased > 12 else 0.001
+                await asyncio.sleep(1.0)
+                state = it.status["admission"]["state"]
+                changes += state != before
+                before = state
+                if second > 300 and crowd.served < crowd.come:
+                    levels.append(leased)
+            assert crowd.served == crowd.come, "nobody is forgotten"
+            assert changes <= 8
+            assert 9 <= sum(levels) / len(levels) <= 15.5, levels
+            busy.end()
+
+    story(run)
+
+
+def test_with_fixed_slots_a_busy_process_is_told_of_and_nothing_more() -> None:
+    async def run() -> None:
+        async with governed(slots=4) as it, asyncio.TaskGroup() as tasks:
+            told, busy = Told(it), Busy(tasks)
+            busy.seconds = 0.08
+            await until(lambda: told.alerts == ["+server_busy"])
+            assert it.status["admission"]["state"] == "open"
+            it.pool.check_admission("a")
+            busy.end()
+
+    story(run)
+
+
+def test_slots_are_as_many_as_the_server_carries_the_media_of() -> None:
+    async def run() -> None:
+        media = {"call_core_share": 0.3}
+        async with governed(media=media) as it:
+            assert it.status["slots"]["total"] == it.status["slots"]["target"] == 3
+            assert it.status["sizing"]["explanation"].endswith(
+                "The server's own process carries about 3 calls: each takes 0.3 of a core, and its "
+                "one event loop has 0.9."
+            )
+        async with governed(media=media, slots=8) as it:
+            assert it.status["slots"]["total"] == 8
+            assert it.status["sizing"]["explanation"].endswith("Beyond that audio suffers.")
 
     story(run)

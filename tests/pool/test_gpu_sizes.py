@@ -360,6 +360,7 @@ async def test_a_server_shows_it_at_its_address(name: str, mode: str) -> None:
 
     settings = Settings(
         server={"host": "127.0.0.1", "port": 0, "drain_seconds": 0.0},
+        media={"call_core_share": 0.01},
         pool={"mode": mode, "spares": 0, "memory_high": 0.998, "memory_critical": 0.999},
     )
     async with (

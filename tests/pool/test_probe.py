@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from tests.support.fake_nvml import FakeNvml, gpu_of, no_driver
-from voice_rtc.config import PoolSettings, Settings, SttSettings
+from voice_rtc.config import MediaSettings, PoolSettings, Settings, SttSettings
 from voice_rtc.core.capacity import LatencyCurve, LatencyPoint, Sizing
 from voice_rtc.engines.base import EngineInfo, SttMode
 from voice_rtc.engines.fakes import ScriptedStt
@@ -67,8 +67,13 @@ class Endless(Measurable):
         raise AssertionError
 
 
+CHEAP_MEDIA = MediaSettings(call_core_share=1e-4)
+FREE = Settings(media=CHEAP_MEDIA)
+"""The server's own process is no limit."""
+
+
 def settings(directory: Path | None = None, **pool: Any) -> Settings:
-    return Settings(pool=PoolSettings(cache_directory=directory, **pool))
+    return Settings(pool=PoolSettings(cache_directory=directory, **pool), media=CHEAP_MEDIA)
 
 
 def given(mode: SttMode, info: EngineInfo = ON_GPU, **others: Any) -> Circumstances:
@@ -216,7 +221,7 @@ def test_dedicated_goes_by_the_formula_whatever_the_first_engine_took(
 ) -> None:
     nvml = DRIVERS[driver]()
     nvml.gpus[0].used_mb = engine_mb
-    found = sizing(Settings(), given("dedicated", gpus=read_gpus(nvml), curve=curve(0.01)))
+    found = sizing(FREE, given("dedicated", gpus=read_gpus(nvml), curve=curve(0.01)))
     assert (found.slots, found.source, found.limited_by) == (slots, "formula", "memory")
     assert "3072 MB each with 4096 MB kept free" in found.explanation
     assert f"of {nvml.gpus[0].total_mb} MB free" in found.explanation
@@ -226,19 +231,19 @@ def test_all_engines_that_are_loaded_count_as_ours() -> None:
     """When it is sized anew later, the number does not shrink because of its own engines."""
     nvml = FakeNvml([gpu_of(24, used_mb=6 * 2800)])
     loaded = (0,) * 6
-    found = sizing(Settings(), given("dedicated", gpus=read_gpus(nvml), loaded=loaded))
+    found = sizing(FREE, given("dedicated", gpus=read_gpus(nvml), loaded=loaded))
     assert found.slots == 6
 
 
 def test_memory_that_others_use_is_not_ours() -> None:
     nvml = FakeNvml([gpu_of(24, used_mb=12_000 + 2_000)])
-    found = sizing(Settings(), given("dedicated", gpus=read_gpus(nvml)))
+    found = sizing(FREE, given("dedicated", gpus=read_gpus(nvml)))
     assert found.slots == 3
 
 
 def test_a_gpu_too_small_for_the_formula_carries_the_one_that_is_loaded() -> None:
     nvml = FakeNvml([gpu_of(8, used_mb=7000)])
-    found = sizing(Settings(), given("dedicated", gpus=read_gpus(nvml)))
+    found = sizing(FREE, given("dedicated", gpus=read_gpus(nvml)))
     assert found.slots == 1 and found.explanation.startswith("No dedicated engine fits")
 
 
@@ -251,7 +256,7 @@ def test_a_gpu_too_small_for_the_formula_carries_the_one_that_is_loaded() -> Non
     ],
 )
 def test_dedicated_on_a_gpu_that_cannot_be_read_does_not_guess(gpus: GpuReadings) -> None:
-    found = sizing(Settings(), given("dedicated", gpus=gpus, recommended=1))
+    found = sizing(FREE, given("dedicated", gpus=gpus, recommended=1))
     assert (found.slots, found.source) == (1, "engine")
     assert gpus.problem in found.explanation
 
@@ -259,14 +264,14 @@ def test_dedicated_on_a_gpu_that_cannot_be_read_does_not_guess(gpus: GpuReadings
 def test_dedicated_on_a_cpu_goes_by_the_machines_memory_and_by_time() -> None:
     machine = MachineMemory(limit_mb=24_000.0, used_mb=8_000.0)
     by_memory = given("dedicated", ON_CPU, machine=machine)
-    assert sizing(Settings(), by_memory).slots == 4  # (16000 + 3072 - 4096) / 3072
+    assert sizing(FREE, by_memory).slots == 4  # (16000 + 3072 - 4096) / 3072
     gpus = read_gpus(FakeNvml([gpu_of(141)]))
-    assert sizing(Settings(), replace(by_memory, gpus=gpus)).slots == 4, "they do not use the GPU"
-    slow = sizing(Settings(), replace(by_memory, curve=curve(0.25)))
+    assert sizing(FREE, replace(by_memory, gpus=gpus)).slots == 4, "they do not use the GPU"
+    slow = sizing(FREE, replace(by_memory, curve=curve(0.25)))
     assert 1 <= slow.slots < 4 and (slow.source, slow.limited_by) == ("probe", "time")
-    cores = sizing(Settings(), replace(by_memory, curve=curve(0.25), cores=8))
+    cores = sizing(FREE, replace(by_memory, curve=curve(0.25), cores=8))
     assert cores.slots == 4, "every engine has a core of its own"
-    unknown = sizing(Settings(), replace(by_memory, recommended=1, cores=2))
+    unknown = sizing(FREE, replace(by_memory, recommended=1, cores=2))
     assert (unknown.slots, unknown.source, unknown.limited_by) == (2, "engine", "time")
 
 
@@ -275,7 +280,7 @@ def test_shared_goes_by_time_whatever_the_gpu_holds(driver: str) -> None:
     nvml = DRIVERS[driver]() if driver in DRIVERS else no_driver()
     gpus = read_gpus(nvml)
     found = [
-        sizing(Settings(), given("shared", gpus=gpus, curve=curve(seconds, workers=2)))
+        sizing(FREE, given("shared", gpus=gpus, curve=curve(seconds, workers=2)))
         for seconds in (0.2, 0.04)
     ]
     assert {(each.source, each.limited_by) for each in found} == {("probe", "time")}
@@ -285,46 +290,90 @@ def test_shared_goes_by_time_whatever_the_gpu_holds(driver: str) -> None:
 
 
 def test_two_gpus_carry_twice_as_many() -> None:
-    one = sizing(Settings(), given("shared", curve=curve(0.1)))
-    two = sizing(Settings(), given("shared", curve=curve(0.1), devices=2))
+    one = sizing(FREE, given("shared", curve=curve(0.1)))
+    two = sizing(FREE, given("shared", curve=curve(0.1), devices=2))
     assert two.slots == 2 * one.slots and "2 GPUs" in two.explanation
 
 
 def test_taking_turns_carries_fewer() -> None:
-    batched = sizing(Settings(), given("shared", curve=curve(0.1)))
-    turns = sizing(Settings(), given("single", curve=curve(0.1)))
+    batched = sizing(FREE, given("shared", curve=curve(0.1)))
+    turns = sizing(FREE, given("single", curve=curve(0.1)))
     assert 1 <= turns.slots < batched.slots and turns.source == "probe"
 
 
 def test_longer_windows_carry_fewer() -> None:
-    full = Settings(stt=SttSettings(window="full"))
+    full = Settings(stt=SttSettings(window="full"), media=CHEAP_MEDIA)
     state = given("shared", curve=curve(0.1))
-    assert sizing(full, state).slots < sizing(Settings(), state).slots
+    assert sizing(full, state).slots < sizing(FREE, state).slots
 
 
 def test_an_engine_too_slow_for_anybody_lets_one_in_and_says_so() -> None:
-    found = sizing(Settings(), given("shared", ON_CPU, curve=curve(5.0)))
+    found = sizing(FREE, given("shared", ON_CPU, curve=curve(5.0)))
     assert found.slots == 1 and "not even one caller" in found.explanation
 
 
 def test_an_engine_that_was_not_measured_is_believed() -> None:
-    found = sizing(Settings(), given("shared", ON_CPU))
+    found = sizing(FREE, given("shared", ON_CPU))
     assert (found.slots, found.source) == (4, "engine")
     assert found.explanation == "faster-whisper was not measured; it expects to carry 4 on the CPU."
 
 
 def test_little_memory_of_the_machine_limits_every_mode() -> None:
     tight = MachineMemory(limit_mb=2_000.0, used_mb=1_200.0)
-    found = sizing(Settings(), given("shared", curve=curve(0.03), machine=tight))
+    found = sizing(FREE, given("shared", curve=curve(0.03), machine=tight))
     assert (found.slots, found.limited_by) == (12, "memory")  # (800 - 512) / (8 + 16)
     assert "800 MB of free memory hold 12 calls" in found.explanation
+
+
+def with_media(each: float, all_calls: float = 0.9) -> Settings:
+    return Settings(media=MediaSettings(call_core_share=each, core_share=all_calls))
+
+
+@pytest.mark.parametrize("mode", ["shared", "dedicated", "single"])
+@pytest.mark.parametrize("cores", [1, 2, 64])
+def test_one_process_carries_the_media_of_so_many_calls_whatever_recognises_them(
+    mode: SttMode, cores: int
+) -> None:
+    gpus = read_gpus(FakeNvml([gpu_of(141), gpu_of(141)]))
+    state = given(mode, gpus=gpus, curve=curve(0.02), cores=cores, devices=2)
+    free = sizing(FREE, state)
+    assert free.slots > 50 and free.limited_by != "media"
+    found = sizing(with_media(0.06), state)
+    assert (found.slots, found.source, found.limited_by) == (15, free.source, "media")
+    assert found.explanation == (
+        f"{free.explanation} The server's own process carries about 15 calls: each takes 0.06 of a "
+        "core, and its one event loop has 0.9."
+    ), "what recognition alone would carry is told too"
+    assert sizing(with_media(0.018), state).slots == 50
+    assert sizing(with_media(0.06, all_calls=0.5), state).slots == 8
+    assert sizing(with_media(1.0), state).slots == 1
+
+
+def test_media_that_carry_enough_are_not_spoken_of() -> None:
+    state = given("shared", ON_CPU)
+    assert sizing(with_media(0.06), state) == sizing(FREE, state)
+    assert sizing(with_media(0.9 / 4), state) == sizing(FREE, state)
+
+
+def test_the_default_is_what_was_measured_for_the_stock_path() -> None:
+    assert sizing(Settings(), given("shared", curve=curve(0.001))).slots == 15
+
+
+def test_an_operator_who_wants_more_than_the_process_carries_gets_it_and_is_told() -> None:
+    found = sizing(with_media(0.06), given("shared", fixed=50))
+    assert (found.slots, found.limited_by) == (50, "settings")
+    assert found.explanation == (
+        "pool.slots is 50. The server's own process carries about 15 calls: each takes 0.06 of a "
+        "core, and its one event loop has 0.9. Beyond that audio suffers."
+    )
+    assert sizing(with_media(0.06), given("shared", fixed=15)).explanation == "pool.slots is 15."
 
 
 @pytest.mark.parametrize("mode", ["shared", "dedicated", "single"])
 def test_settings_have_the_last_word(mode: SttMode) -> None:
     gpus = read_gpus(FakeNvml([gpu_of(141)]))
     state = given(mode, gpus=gpus, curve=curve(0.005), fixed=7)
-    assert sizing(Settings(), state) == Sizing(7, "settings", "pool.slots is 7.", "settings")
+    assert sizing(FREE, state) == Sizing(7, "settings", "pool.slots is 7.", "settings")
     few = settings(max_slots=3)
     assert sizing(few, state).slots == 3
     assert "pool.max_slots allows 3" in sizing(few, state).explanation

@@ -34,6 +34,9 @@ class Machine:
     memory: MachineMemory = field(
         default_factory=lambda: MachineMemory(limit_mb=64_000.0, used_mb=8_000.0)
     )
+    cores: float = 0.1
+    used_seconds: float = 0.0
+    since: float = 0.0
 
     def read_gpus(self) -> GpuReadings:
         """As the server does, from the driver that is not there."""
@@ -42,6 +45,15 @@ class Machine:
     def read_memory(self, _workers: object) -> MachineMemory:
         """As it was set."""
         return self.memory
+
+    def use_cores(self, cores: float) -> None:
+        """The server's process computes so much from now on."""
+        self.used_seconds, self.since = self.cpu_seconds(), asyncio.get_running_loop().time()
+        self.cores = cores
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the server's process so far, in the loop's time."""
+        return self.used_seconds + self.cores * (asyncio.get_running_loop().time() - self.since)
 
     def fill(self, share: float) -> None:
         """So much of the memory is in use."""
@@ -124,9 +136,12 @@ class Governed:
 
 @asynccontextmanager
 async def governed(
-    machine: Machine | None = None, make: EngineMaker | None = None, **pool: Any
+    machine: Machine | None = None,
+    make: EngineMaker | None = None,
+    media: dict[str, float] | None = None,
+    **pool: Any,
 ) -> AsyncIterator[Governed]:
-    """A pool of `EchoStt` without spares, unless told otherwise."""
+    """A pool of `EchoStt` without spares, with media that cost nothing, unless told otherwise."""
     machine = machine or Machine()
     engines: list[EchoStt] = []
 
@@ -134,12 +149,14 @@ async def governed(
         engines.append(make(spec) if make is not None else EchoStt(spec, seconds=0.05))
         return engines[-1]
 
-    settings = Settings(pool={"spares": 0, **pool})
+    settings = Settings(pool={"spares": 0, **pool}, media=media or {"call_core_share": 1e-4})
     first = factory(ReplicaSpec(settings.pool.mode))
     await first.start()
     chosen = EngineSet(ThresholdVad(), first, EchoLlm(), ToneTts(), (), factory)
     metrics = Metrics()
-    built = SttPool(settings, chosen, metrics, machine.read_gpus, machine.read_memory)
+    built = SttPool(
+        settings, chosen, metrics, machine.read_gpus, machine.read_memory, machine.cpu_seconds
+    )
     try:
         async with built.running():
             yield Governed(built, machine, metrics, engines)

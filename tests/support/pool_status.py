@@ -143,6 +143,7 @@ class ScriptedPool:
                 "threads": 61,
                 "tasks": 311,
                 "loop_lag_ms": 1.8,
+                "server_cores": 0.31,
             },
             "alerts": self._alerts() if server.is_troubled else [],
             "events": [{"age_seconds": age + at, "text": text} for age, text in server.events],

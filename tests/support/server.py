@@ -17,7 +17,11 @@ from voice_rtc.engines.catalog import load_engines
 async def serving(
     chosen: EngineSet | None = None, /, loader: EngineLoader = load_engines, **settings: Any
 ) -> AsyncIterator[Server]:
-    """A ready server on a free loopback port; fakes unless ``chosen`` or settings say else."""
+    """A ready server on a free loopback port; fakes unless ``chosen`` or settings say else.
+
+    Its callers live in the same event loop, and other tests on the same machine: how late the loop
+    is does not count, unless settings say so.
+    """
 
     async def given(_settings: Settings, _report: Callable[[str], None]) -> EngineSet:
         assert chosen is not None
@@ -26,7 +30,8 @@ async def serving(
         return chosen
 
     http = {"host": "127.0.0.1", "port": 0, "drain_seconds": 0.0, **settings.pop("server", {})}
-    merged = Settings(**{"engines": "fake", **settings, "server": http})
+    pool = {"loop_lag_seconds": 60.0, **settings.pop("pool", {})}
+    merged = Settings(**{"engines": "fake", **settings, "server": http, "pool": pool})
     async with running_server(merged, loader if chosen is None else given) as server:
         await ready(server)
         yield server

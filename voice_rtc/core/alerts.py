@@ -13,6 +13,7 @@ its rule has spoken for ``for_seconds`` without a break and cleared when it has 
     memory_pressure    memory is high, or critical                              either
     replica_flapping   replicas are replaced again and again                    warning
     engine_fallback    another engine or mode runs than the one configured      warning
+    server_busy        the server's own process has no time for more calls      warning
 
 An alert whose severity rises is told again. Pure: ``now`` is an argument.
 """
@@ -49,6 +50,8 @@ class AlertReadings:
     """Replicas replaced within the last ten minutes, because they failed."""
     fallback: str = ""
     """Why another engine or mode runs than was configured, in a sentence; empty: it does not."""
+    server_busy: str = ""
+    """Why the server's own process has no time for more calls, in a sentence; empty: it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class AlertRules:
     no_replica_seconds: float = 5.0
     ladder_seconds: float = 10.0
     memory_seconds: float = 10.0
+    busy_seconds: float = 10.0
     flapping_replacements: int = 3
     clear_seconds: float = 30.0
 
@@ -220,6 +224,10 @@ def _fallback(_: AlertRules, seen: AlertReadings) -> Finding | None:
     return ("warning", seen.fallback) if seen.fallback else None
 
 
+def _server_busy(_: AlertRules, seen: AlertReadings) -> Finding | None:
+    return ("warning", seen.server_busy) if seen.server_busy else None
+
+
 _RULES: tuple[
     tuple[
         str,
@@ -235,4 +243,5 @@ _RULES: tuple[
     ("memory_pressure", lambda rules: rules.memory_seconds, _memory),
     ("replica_flapping", lambda _: 0.0, _flapping),
     ("engine_fallback", lambda _: 0.0, _fallback),
+    ("server_busy", lambda rules: rules.busy_seconds, _server_busy),
 )

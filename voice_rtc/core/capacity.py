@@ -1,11 +1,12 @@
 """How many callers a machine carries. How many it takes right now is in `core.admission`.
 
-Three answers, each from figures that somebody else measured:
+Four answers, each from figures that somebody else measured:
 
 - `sustainable_callers`: a latency curve (seconds per batch, by window and batch size) and a picture
   of the traffic give the number of callers whose final transcripts still come in time. It plays
   that many callers against the curve, request by request, since no formula has batching, priority
   of finals and replaced partials in it.
+- `calls_of_one_process`: what the media of the calls leaves room for.
 - `dedicated_slots`: the original plan's formula, one model instance per caller by free memory.
 - `plan_for` and `recommendations`: what would carry so many callers, and what to change, in
   sentences for people.
@@ -374,10 +375,19 @@ class Sizing:
     source: Literal["settings", "probe", "formula", "engine"]
     explanation: str
     """A sentence for people."""
-    limited_by: Literal["time", "memory", "settings"]
+    limited_by: Literal["time", "memory", "media", "settings"]
     """What would have to change for more."""
     by_device: tuple[tuple[int, int], ...] = ()
     """``dedicated`` on GPUs: index of each GPU and the engines that fit on it."""
+
+
+def calls_of_one_process(call_core_share: float, core_share: float = 0.9) -> int:
+    """Calls whose media one server process carries, at least 1: ``floor(core_share / each)``.
+
+    A process has one event loop, and one interpreter lock, however many cores there are;
+    ``call_core_share`` is what one talking call takes of a core, ``core_share`` what all may take.
+    """
+    return max(math.floor(core_share / call_core_share + 1e-9), 1)
 
 
 def engines_that_fit(
@@ -440,6 +450,11 @@ def plan_for(callers: int, sizing: Sizing, facts: MachineFacts) -> list[str]:
 
 
 def _multiplied(callers: int, sizing: Sizing, facts: MachineFacts) -> str:
+    if sizing.limited_by == "media":
+        return (
+            f"{callers} callers need {math.ceil(callers / sizing.slots)} server processes: each "
+            f"carries the media of {sizing.slots} calls."
+        )
     each = max(sizing.slots // max(facts.gpus, 1), 1)
     return (
         f"{callers} callers need {math.ceil(callers / each)} {facts.unit}s like "
@@ -453,6 +468,12 @@ def _would_carry_more(sizing: Sizing, facts: MachineFacts) -> list[str]:
         more.append(
             "The settings pool.slots and pool.max_slots set the number; raise them, or set "
             "pool.slots to 0 to have it measured."
+        )
+    if sizing.limited_by == "media":
+        more.append(
+            "The server's own process is what limits, with one event loop for all calls, not "
+            f"recognition: further processes carry more, here ({facts.cores} CPU cores) or on "
+            "other machines; so does a cheaper media path (media.call_core_share)."
         )
     if sizing.limited_by == "memory":
         more.append("Memory is what limits: a GPU with more, or a smaller model, carries more.")
@@ -491,6 +512,8 @@ class PoolView:
     """Share of the time, 0.0 to 1.0."""
     cpu_busy: float | None = None
     memory_fraction: float | None = None
+    limited_by: str = ""
+    """`Sizing.limited_by`."""
 
 
 _IDLE = 0.5
@@ -516,6 +539,8 @@ def _about_the_line(view: PoolView) -> list[str]:
     if not view.waiting or not (long or view.waiting > max(view.slots // 4, 1)):
         return []
     line = f"{view.waiting} callers wait for {view.slots} slots"
+    if view.limited_by == "media":
+        return [f"{line}: another server process shortens the line."]
     if view.slots >= view.max_slots and _has_time_left(view):
         return [f"{line} although recognition is quick enough for more: raise pool.max_slots."]
     if _has_time_left(view) and _idle(view):

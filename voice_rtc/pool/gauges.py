@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from voice_rtc.core.ladder import Admission
 from voice_rtc.pool.memory import Pressure
 from voice_rtc.pool.replica import State
 
 if TYPE_CHECKING:
     from voice_rtc.pool.pool import SttPool
 
+_ADMISSION: dict[Admission, int] = {"open": 0, "queue_only": 1, "refuse": 2}
 _PRESSURE: dict[Pressure, int] = {"normal": 0, "high": 1, "critical": 2}
 
 
@@ -24,6 +26,7 @@ def publish(pool: SttPool) -> None:
     ratio = statistics.leased / statistics.slots if statistics.slots else 0.0
     metrics.pool_utilisation_ratio.set(ratio)
     metrics.degradation_step.set(supervisor.governor.step.step)
+    metrics.admission_state.set(_ADMISSION[supervisor.governor.admission[0]])
     states = [replica.state for replica in supervisor.replicas()]
     for state in State:
         metrics.replicas.labels(state.value).set(states.count(state))

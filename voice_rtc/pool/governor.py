@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from voice_rtc.core.admission import AdmissionGate, GateDecision, GateRules
+from voice_rtc.core.admission import (
+    UNKNOWN_LOAD,
+    AdmissionGate,
+    GateDecision,
+    GateRules,
+    ServerLoad,
+)
 from voice_rtc.core.alerts import AlertReadings
 from voice_rtc.core.capacity import LatencyCurve, Sizing
 from voice_rtc.core.health import HealthRules, Restarts
-from voice_rtc.core.ladder import Ladder, LadderRules, LadderStep, Readings
+from voice_rtc.core.ladder import STEPS, Admission, Ladder, LadderRules, LadderStep, Readings
 from voice_rtc.engines.base import SttMode, SttQuality
 from voice_rtc.pool.alerting import Alerting
 from voice_rtc.pool.fallback import Change, Fallback
@@ -67,6 +73,12 @@ class Governor:
         self._gates: dict[SttMode, AdmissionGate] = {}
         self._decisions: dict[SttMode, GateDecision] = {}
         """Of the gates, newest."""
+        self._gate_rules = GateRules(
+            goal_seconds=settings.final_goal_seconds,
+            most=settings.max_slots,
+            loop_lag_seconds=settings.loop_lag_seconds,
+            cores=pool.settings.media.core_share,
+        )
         self._sizings: dict[SttMode, Sizing] = {}
         self._fixed = settings.slots
         self._references: dict[str, str] = {}
@@ -80,13 +92,12 @@ class Governor:
         self.restarts = Restarts()
         self.alerts = Alerting(pool.metrics, supervisor.note)
         self.machine = MachineWatch(settings, gpus, memory, self._pressure_changed)
-        self._look_at_machine()
+        self._look_at_machine(UNKNOWN_LOAD)
 
     # ------------------------------------------------------------------- sizing
 
     async def size_group(self, group: Group, replica: Replica, *, fresh: bool = False) -> Sizing:
         """Find out how many slots the group should have, and give it those that exist now."""
-        settings = self._settings
         gpus = self.machine.read_gpus()
         engines = self._supervisor.engines(group.mode)
         sizing, self._curve = await size_pool(
@@ -102,9 +113,7 @@ class Governor:
             previous=self._curve,
         )
         self._sizings[group.mode] = sizing
-        goal = settings.final_goal_seconds
-        rules = GateRules(goal_seconds=goal, most=settings.max_slots)
-        self._gates[group.mode] = AdmissionGate(rules, sizing.slots)
+        self._gates[group.mode] = AdmissionGate(self._gate_rules, sizing.slots)
         self._decisions.pop(group.mode, None)
         self._resize(group)
         _log.info("pool_sized", mode=group.mode, slots=sizing.slots, why=sizing.explanation)
@@ -220,7 +229,7 @@ class Governor:
             self._pool.view.add_point(datetime.now(tz=UTC).timestamp())
 
     def _look(self, now: float) -> None:
-        self._look_at_machine()
+        self._look_at_machine(self._supervisor.loop_watch.load(now))
         self._climb(now)
         self._adapt(now)
         self._change_mode(now)
@@ -231,9 +240,9 @@ class Governor:
         self._look_for_alerts(now)
         self._supervisor.publish()
 
-    def _look_at_machine(self) -> None:
+    def _look_at_machine(self, load: ServerLoad) -> None:
         pids = (pid for r in self._supervisor.replicas() for pid in r.engine_health().pids)
-        self.machine.look(tuple(pids), self._supervisor.loop_lag_seconds)
+        self.machine.look(tuple(pids), load)
 
     def final_took(self, now: float, seconds: float, mode: SttMode) -> None:
         """A call's Final came so long after its utterance ended."""
@@ -263,7 +272,8 @@ class Governor:
             queue_age_seconds=self._oldest_wait(now),
             healthy_replicas=self._supervisor.healthy(),
             leases=leases,
-            gated=bool(self.closed(self._pool.mode)) or (p95 is not None and not self._fixed),
+            gated=self.gate(self._pool.mode).state != "open"
+            or (p95 is not None and not self._fixed),
         )
         step = self._ladder.step(now, readings)
         if step is None:
@@ -283,34 +293,37 @@ class Governor:
             gate = self._gates.get(group.mode)
             if gate is not None and not self._fixed:
                 self._ask(gate, group, now)
-            held = self.step.admission != "open" or bool(self.closed(group.mode))
-            if group.mode == "shared" and group.slots != self.target(group):
-                self._resize(group)
+            held = self.step.admission != "open" or self.gate(group.mode).state != "open"
+            if gate is not None and group.mode == "shared":
+                self._resize(group)  # also while it is held: afterwards so many are granted
             group.hold(held, now)
 
     def _ask(self, gate: AdmissionGate, group: Group, now: float) -> None:
         before = self._decisions.get(group.mode, _OPEN)
-        decision = gate.decide(now, group.lent, group.book.waiting)
+        decision = gate.decide(now, group.lent, group.book.waiting, self.machine.load)
         self._decisions[group.mode] = decision
         if decision.state != before.state:
             why = decision.reason or "there is time for more callers"
             self._supervisor.note(f"admission {decision.state}: {why}")
             _log.warning("admission", state=decision.state, mode=group.mode, reason=why)
 
-    def closed(self, mode: SttMode) -> str:
-        """Why nobody who waits for that mode gets a slot though one may be free; empty: they do."""
-        decision = self._decisions.get(mode, _OPEN)
-        return decision.reason if decision.state == "closed" and not self._fixed else ""
+    def gate(self, mode: SttMode) -> GateDecision:
+        """What was measured lately allows for callers of that mode; all, with fixed slots."""
+        return _OPEN if self._fixed else self._decisions.get(mode, _OPEN)
 
     @property
-    def refuses(self) -> bool:
-        """Is no call taken at all?"""
-        return self.step.admission == "refuse"
+    def admission(self) -> tuple[Admission, str]:
+        """Whether new callers are let in, by ladder and gate, and why not."""
+        if self.step.admission != "open":
+            return self.step.admission, self.step.reason
+        gate = self.gate(self._pool.mode)
+        return gate.state, gate.reason
 
     @property
     def refusal(self) -> str:
-        """Why."""
-        return f"{self.step.sentence} ({self.step.reason})" if self.step.reason else ""
+        """Why no call is taken at all; empty: they are."""
+        state, reason = self.admission
+        return f"{STEPS[-1].sentence} ({reason})" if state == "refuse" else ""
 
     # -------------------------------------------------------------------- memory
 
@@ -400,6 +413,7 @@ class Governor:
             memory_fraction=self.machine.fraction,
             recent_replacements=sum(at > now - _FLAPPING_SECONDS for at in self._lost),
             fallback=self._fallback.sentence,
+            server_busy=self._gate_rules.overload(self.machine.load),
         )
         self.alerts.step(now, readings)
 

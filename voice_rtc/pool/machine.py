@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from voice_rtc.config import PoolSettings
+from voice_rtc.core.admission import UNKNOWN_LOAD, ServerLoad
 from voice_rtc.pool.gpu import GpuReadings, GpuSource
 from voice_rtc.pool.memory import MemoryMonitor, MemorySource, Pressure
 from voice_rtc.pool.status import memory_mb, own_memory_mb
@@ -35,6 +36,8 @@ class MachineWatch:
         self._process = psutil.Process()
         self.gpus: GpuReadings = gpus()
         """The newest reading."""
+        self.load = UNKNOWN_LOAD
+        """Of the server's own process, newest."""
         self.figures: dict[str, Any] = {}
         """For GET /pool."""
 
@@ -68,8 +71,9 @@ class MachineWatch:
         self.gpus = self._gpu_source()
         return self.gpus
 
-    def look(self, workers: tuple[int, ...], loop_lag_seconds: float) -> None:
+    def look(self, workers: tuple[int, ...], load: ServerLoad) -> None:
         """Read everything; ``workers`` are the process ids of the engines."""
+        self.load = load
         reading = self._memory.read(workers, self.read_gpus())
         self.figures = {
             "cpu_percent": psutil.cpu_percent(None),
@@ -81,5 +85,6 @@ class MachineWatch:
             "memory_pressure": self.pressure,
             "threads": self._process.num_threads(),
             "tasks": len(asyncio.all_tasks()),
-            "loop_lag_ms": round(loop_lag_seconds * 1000, 2),
+            "loop_lag_ms": round(1000 * (load.loop_lag_seconds or 0.0), 2),
+            "server_cores": round(load.cores or 0.0, 3),
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,6 +31,7 @@ from voice_rtc.metrics import Metrics
 from voice_rtc.pool.gpu import GpuSource, read_gpus
 from voice_rtc.pool.group import Group, Waiter
 from voice_rtc.pool.lease import Lease, LeaseRequest, Place, PoolStatistics
+from voice_rtc.pool.load import CpuSource
 from voice_rtc.pool.memory import MemorySource, read_machine
 from voice_rtc.pool.replica import Replica, State
 from voice_rtc.pool.session import LeasedSession
@@ -61,13 +63,14 @@ class SttPool:
         metrics: Metrics,
         gpus: GpuSource = read_gpus,
         memory: MemorySource = read_machine,
+        cpu_seconds: CpuSource = time.process_time,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
         self.mode: SttMode = settings.pool.mode
         self.groups: dict[SttMode, Group] = {}
         self.options = SttOptions(prompt=settings.stt.prompt)
-        self.supervisor = Supervisor(self, engines, gpus, memory)
+        self.supervisor = Supervisor(self, engines, gpus, memory, cpu_seconds)
         self.view = PoolStatus(self, self.supervisor)
         self._running = False
 
@@ -142,9 +145,9 @@ class SttPool:
         """
         if self.has_place(resume):
             return
-        if self.supervisor.refuses:
+        if refusal := self.supervisor.refusal:
             self.metrics.leases_total.labels("refused").inc()
-            raise Overloaded(self.supervisor.refusal)
+            raise Overloaded(refusal)
         group = self.group_of(self.mode_of(call_id))
         ahead = sum(self.mode_of(each) == group.mode for each in coming) + group.book.waiting
         free = group.book.statistics().free

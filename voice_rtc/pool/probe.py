@@ -6,9 +6,10 @@
     dedicated                floor((free - 4 GB) / 3 GB) of each GPU                formula
     an engine without curve  what it says itself                                    engine
 
-Never more than pool.max_slots, nor more calls than the machine's own memory holds. A measurement
-takes some ten seconds, so its result is kept under all that it depends on: another model, GPU or
-version is measured again. Answers the original plan's automatic pool sizing.
+Never more than pool.max_slots, nor more calls than the machine's own memory holds, nor than one
+server process carries the media of. A measurement takes some ten seconds, so its result is kept
+under all that it depends on: another model, GPU or version is measured again. Answers the original
+plan's automatic pool sizing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from voice_rtc.core.capacity import (
     LatencyCurve,
     Sizing,
     Traffic,
+    calls_of_one_process,
     engines_that_fit,
     sustainable_callers,
 )
@@ -258,12 +260,14 @@ def sizing(settings: Settings, given: Circumstances) -> Sizing:
         text = f"pool.slots is {given.fixed}."
         if slots < given.fixed:
             text = f"{given.fixed} slots were asked for; pool.max_slots allows {slots}."
+        if slots > _media_calls(settings):
+            text = f"{text} {_media_sentence(settings)} Beyond that audio suffers."
         return Sizing(slots, "settings", text, "settings")
     if given.mode == "dedicated":
         wanted = _dedicated(settings, given)
     else:
         wanted = _by_time(settings, given)
-    wanted = _that_fits(settings, given, wanted)
+    wanted = _that_is_carried(settings, _that_fits(settings, given, wanted))
     if wanted.slots > pool.max_slots:
         text = f"{wanted.explanation} pool.max_slots allows {pool.max_slots}."
         return replace(wanted, slots=pool.max_slots, explanation=text, limited_by="settings")
@@ -380,6 +384,28 @@ def _that_fits(settings: Settings, given: Circumstances, wanted: Sizing) -> Sizi
         f"hold {fit} calls."
     )
     return replace(wanted, slots=fit, explanation=text, limited_by="memory")
+
+
+def _that_is_carried(settings: Settings, wanted: Sizing) -> Sizing:
+    """Audio of all calls goes through one event loop, whatever recognises it."""
+    calls = _media_calls(settings)
+    if wanted.slots <= calls:
+        return wanted
+    text = f"{wanted.explanation} {_media_sentence(settings)}"
+    return replace(wanted, slots=calls, explanation=text, limited_by="media")
+
+
+def _media_calls(settings: Settings) -> int:
+    return calls_of_one_process(settings.media.call_core_share, settings.media.core_share)
+
+
+def _media_sentence(settings: Settings) -> str:
+    media, number = settings.media, _media_calls(settings)
+    calls = "1 call" if number == 1 else f"{number} calls"
+    return (
+        f"The server's own process carries about {calls}: each takes {media.call_core_share:g} of "
+        f"a core, and its one event loop has {media.core_share:g}."
+    )
 
 
 async def size_pool(

@@ -109,12 +109,8 @@ class PoolStatus:
         return {"from": away.before, "to": away.mode, "reason": away.reason}
 
     def _admission(self) -> Json:
-        governor = self._supervisor.governor
-        step = governor.step
-        if step.admission != "open":
-            return {"state": step.admission, "reason": step.reason}
-        closed = governor.closed(self._pool.mode)
-        return {"state": "queue_only" if closed else "open", "reason": closed}
+        state, reason = self._supervisor.governor.admission
+        return {"state": state, "reason": reason}
 
     def _ladder(self, now: float) -> Json:
         step = self._supervisor.governor.step

@@ -49,6 +49,7 @@ from voice_rtc.pool.governor import Governor
 from voice_rtc.pool.gpu import GpuSource
 from voice_rtc.pool.group import Group
 from voice_rtc.pool.lease import Lease
+from voice_rtc.pool.load import CpuSource, LoopWatch
 from voice_rtc.pool.memory import MemorySource
 from voice_rtc.pool.probing import ProbeFailed, transcribe_probe
 from voice_rtc.pool.replica import Replica, Role, State
@@ -79,7 +80,12 @@ class Supervisor:
     """One per pool. Its loop is a root: whatever breaks in it is logged, and it goes on."""
 
     def __init__(
-        self, pool: SttPool, engines: EngineSet, gpus: GpuSource, memory: MemorySource
+        self,
+        pool: SttPool,
+        engines: EngineSet,
+        gpus: GpuSource,
+        memory: MemorySource,
+        cpu_seconds: CpuSource,
     ) -> None:
         self._pool = pool
         self._settings = pool.settings.pool
@@ -114,7 +120,7 @@ class Supervisor:
         self._quality = SttQuality()
         self._stopping = False
         self.happenings: deque[Happening] = deque(maxlen=_EVENTS_KEPT)
-        self.loop_lag_seconds = 0.0
+        self.loop_watch = LoopWatch(self._metrics.loop_lag_seconds.observe, cpu_seconds)
         self.on_step: Callable[[int, str, str], None] = lambda _step, _name, _text: None
         """Told of each change of the degradation ladder."""
         self.governor = Governor(pool, self, gpus, memory)
@@ -137,6 +143,7 @@ class Supervisor:
         await self.governor.size_group(group, first)
         if self.can_replace:
             await self._probe(first)
+        self.loop_watch.start()
         self._spawn(self._watch(), "pool-supervisor")
         self.refill_spares()
         self.publish()
@@ -144,6 +151,7 @@ class Supervisor:
     async def stop(self) -> None:
         """End the watch and close every engine but the first, which is not ours."""
         self._stopping = True
+        self.loop_watch.stop()
         for task in list(self._own):
             task.cancel()
         if self._own:
@@ -176,13 +184,9 @@ class Supervisor:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()
-            woken = self._wake.is_set()
             self._wake.clear()
             now = loop.time()
             lag = max(0.0, now - due)  # 0.0 when woken, unless the loop stood still meanwhile
-            if not woken:
-                self.loop_lag_seconds = lag
-                self._metrics.loop_lag_seconds.observe(lag)
             try:
                 self._tick(now, lag)
             except Exception:  # noqa: BLE001 - a root: without this loop no engine is replaced
@@ -300,8 +304,9 @@ class Supervisor:
         return [r for r in self._all if r.role == "spare" and r.mode == mode and r.state in usable]
 
     def healthy(self) -> int:
-        """Replicas that work."""
-        return sum(r.state is State.READY and r.role == "serving" for r in self._all)
+        """Replicas that work, be it slowly."""
+        working = (State.READY, State.SUSPECT)
+        return sum(r.state in working and r.role == "serving" for r in self._all)
 
     def set_quality(self, quality: SttQuality) -> None:
         """For all engines, and those to come."""
@@ -872,13 +877,8 @@ class Supervisor:
     # What the pool asks when it admits calls.
 
     @property
-    def refuses(self) -> bool:
-        """Is the ladder at its last step?"""
-        return self.governor.refuses
-
-    @property
     def refusal(self) -> str:
-        """Why no call is taken."""
+        """Why no call is taken; empty: they are."""
         return self.governor.refusal
 
     @property
