@@ -45,7 +45,7 @@ SENTENCES = (
     "they bought a new car last summer",
 )
 MODEL = Path(__file__).resolve().parent.parent / "tests" / "data" / "whisper-synthetic-en"
-_MOST_CALLERS = 24
+_MOST_CALLERS = 23
 _SETTLE_SECONDS = 3.0
 _MOST_GROWTH_MB = 30.0
 

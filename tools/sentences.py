@@ -57,6 +57,10 @@ def sentences(count: int, seed: int = 1) -> list[str]:
     return list(found)
 
 
+_CONFUSED = frozenset({"black"})
+"""Words that the small test model hears where they are not: "laptop" as "black laptop"."""
+
+
 class _Words:
     """Another word each time it is written out, so that no sentence says one twice in a row."""
 
@@ -73,7 +77,8 @@ def code_words(count: int, seed: int = 1) -> list[str]:
     Raises ValueError for more pairs than there are words.
     """
     dice = random.Random(seed)
-    first = dice.sample(COLOURS + ANIMALS, len(COLOURS + ANIMALS))
+    clear = [word for word in COLOURS + ANIMALS if word not in _CONFUSED]
+    first = dice.sample(clear, len(clear))
     second = dice.sample(OBJECTS, len(OBJECTS))
     if count > min(len(first), len(second)):
         raise ValueError(f"there are no {count} code words without a word in common")

@@ -312,6 +312,13 @@ def test_it_retreats_by_as_much_as_the_process_was_too_busy(load, slots):
     assert story.slots == slots
 
 
+def test_a_server_without_calls_refuses_nobody():
+    """It was busy loading, or others use the machine: refusing would not help it."""
+    made = AdmissionGate(GateRules(dwell_seconds=2.0), 10)
+    for now in range(60):
+        assert made.decide(float(now), 0, 0, LATE).state == "open"
+
+
 def test_a_short_peak_of_the_process_refuses_nobody():
     story = GateStory()
     for _ in range(20):

@@ -188,7 +188,10 @@ class AdmissionGate:
         """What to do now, with so many leases held and callers waiting."""
         p95 = self.final_p95_seconds(now)
         crowded = waiting > 0 and leased >= self.slots and self.slots < self._most(now)
-        wish = self._wanted(p95, crowded, load)
+        # Who is alone is not what keeps the process busy, and refusing would not help it.
+        wish = self._wanted(
+            p95, crowded, load if leased or self.state == "refuse" else UNKNOWN_LOAD
+        )
         patience = self.rules.dwell_seconds
         if wish == "open" and self.state == "queue_only" and p95 is None:
             patience = self.rules.window_seconds  # it has just forgotten what was measured before
