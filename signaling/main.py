@@ -17,6 +17,7 @@ from aiohttp import web
 from signaling.admin import ADMIN, page_address
 from signaling.app import build_app
 from signaling.server_state import ServerState
+from signaling.webhook import Webhooks, webhook_target
 from voice_rtc.call.registry import CallRegistry
 from voice_rtc.config import Loaded, Settings
 from voice_rtc.engines.base import EngineSet
@@ -92,6 +93,7 @@ async def running_server(
     memory: MemorySource = read_machine,
 ) -> AsyncIterator[Server]:
     """The whole server inside a block; engines load in the background. Raises ConfigError."""
+    target = webhook_target(settings.admin)
     metrics = Metrics()
     state = ServerState()
     registry = CallRegistry(settings, metrics)
@@ -100,8 +102,11 @@ async def running_server(
     await runner.setup()
     try:
         url = await _listen(runner, settings)  # outside the group: its error is for the operator
+        webhooks = Webhooks(target, metrics, url) if target is not None else None
         async with asyncio.TaskGroup() as tasks, registry.running():
-            load = _load(settings, loader, registry, state, gpus, memory)
+            if webhooks is not None:
+                tasks.create_task(webhooks.run(), name="webhooks")
+            load = _load(settings, loader, registry, state, gpus, memory, webhooks)
             loading = tasks.create_task(load, name="load-engines")
             try:
                 page = page_address(url, settings.admin, app[ADMIN].token)
@@ -109,6 +114,8 @@ async def running_server(
             finally:
                 await registry.drain(0.0)
                 loading.cancel()  # and with it the pool, which calls need to their end
+                if webhooks is not None:
+                    webhooks.close()
     finally:
         await runner.cleanup()
         if state.engines is not None:
@@ -152,6 +159,7 @@ async def _load(
     state: ServerState,
     gpus: GpuSource,
     memory: MemorySource,
+    webhooks: Webhooks | None,
 ) -> None:
     """Load the engines and keep the pool open until cancelled."""
     try:
@@ -164,6 +172,8 @@ async def _load(
         return
     state.engines = engines  # to be closed, whatever comes
     async with registry.open(engines, gpus, memory) as pool:
+        if webhooks is not None:
+            pool.supervisor.governor.alerts.on_alert = webhooks.send_alert
         state.ready(engines)
         log.info("ready", slots=pool.statistics().slots, mode=pool.mode)
         await asyncio.get_running_loop().create_future()

@@ -179,6 +179,19 @@ def test_a_secret_in_a_section_of_the_wrong_kind_is_not_in_the_error():
     assert SECRET not in refused(environment={"VOICE_RTC_LLM": f'{{"api_key": "{SECRET}"'})
 
 
+@pytest.mark.parametrize("name", ["llm.api_key", "admin.token", "admin.webhook_secret"])
+def test_a_secret_that_is_a_number_is_not_in_the_error(name):
+    message = refused(overrides={name: 31_415_926})
+    assert name in message and "31415926" not in message
+
+
+def test_a_webhook_is_not_shown():
+    url = f"https://user:{SECRET}@host/hook"
+    settings = load(environment={"VOICE_RTC_ADMIN__ALERT_WEBHOOK": url}).settings
+    assert settings.admin.alert_webhook.get_secret_value() == url
+    assert SECRET not in repr(settings) + str(dict(walk(settings))) + settings.model_dump_json()
+
+
 def test_a_secret_header_is_not_in_the_error(toml):
     path = toml(f"[llm.headers]\nAuthorization = ['{SECRET}']\n")
     assert SECRET not in refused(file=path)

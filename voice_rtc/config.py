@@ -229,8 +229,12 @@ class AdminSettings(Section):
     """May anybody see the pool's figures (without call ids)? The same figures are in /metrics."""
     listeners: int = Field(32, ge=1, le=1000)
     """Pages that follow the pool live at the same time."""
-    alert_webhook: str = ""
-    """URL that gets each alert as JSON by POST; empty for none."""
+    alert_webhook: SecretStr = SecretStr("")
+    """URL that gets each alert as JSON by POST; empty for none. Not shown: such URLs often hold a
+    token."""
+    webhook_secret: SecretStr = SecretStr("")
+    """What is POSTed is signed with it, as Standard Webhooks has it; empty: it is not signed.
+    ``whsec_`` and 24 to 64 random bytes in base64."""
 
 
 class VadSettings(Section):
@@ -522,8 +526,9 @@ def _explain(error: ValidationError) -> str:
 
 def _given(name: str, value: object) -> str:
     """What was given for the setting, unless it is a secret or may hold one."""
+    secret = {each for each, default in walk(Settings()) if isinstance(default, SecretStr)}
     shown = name in field_names() and isinstance(value, str | int | float)
-    return f" (got {value!r})" if shown and "key" not in name else ""
+    return f" (got {value!r})" if shown and name not in secret and "key" not in name else ""
 
 
 def _suggest(name: str, known: list[str]) -> str:

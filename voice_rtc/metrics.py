@@ -158,6 +158,9 @@ class Metrics:
         self.channel_messages_rejected_total = self._counter(
             "channel_messages_rejected_total", "Data channel messages refused.", "reason"
         )
+        self.webhooks_total = self._counter(
+            "webhooks_total", "Events for the webhook, by what came of them.", "result"
+        )
         # machine
         process = psutil.Process()
         self._gauge("process_threads", "Threads of the server process.").set_function(
