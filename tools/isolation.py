@@ -305,8 +305,8 @@ def render(plan: Plan, outcome: Outcome) -> str:
         f"the serving engine was killed or stopped ({outcome.restarts:.0f} replacements, "
         f"{outcome.replays:.0f} utterances sent again).",
         "",
-        "| searched | how many | with the whole own code word | with one word of another's (misheard) "
-        "| with another's code word |",
+        "| searched | how many | with the whole own code word | with a single word of another's, "
+        "misheard | with another's code word |",
         "|---|---|---|---|---|",
     ]
     for what in ("transcript", "reply text", "reply sound"):
