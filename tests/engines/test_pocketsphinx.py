@@ -61,6 +61,10 @@ async def test_silence_is_no_text(grammar: PocketsphinxStt) -> None:
     assert await outcome(session, 1) == ([], Final(1, "", 1.0))
 
 
+async def test_it_knows_english_alone_and_takes_no_prompt(grammar: PocketsphinxStt) -> None:
+    assert grammar.info.languages == ("en",) and not grammar.info.takes_prompt
+
+
 async def test_no_audio_is_no_text(grammar: PocketsphinxStt) -> None:
     session = await grammar.open()
     utter(session, 1, silence(0))

@@ -268,6 +268,10 @@ async def test_it_tells_which_languages_it_knows(scripted: WhisperStt) -> None:
     assert scripted.info.languages == ("de", "en", "jv") and scripted.info.takes_prompt
 
 
+async def test_an_english_only_model_knows_english_alone(whisper: WhisperStt) -> None:
+    assert whisper.info.languages == ("en",) and whisper.info.takes_prompt
+
+
 async def test_javanese_is_asked_for_as_whisper_names_it(scripted: WhisperStt) -> None:
     session = await scripted.open(SttOptions(language="jv"))
     utter(session, 1, constant(5, 1600))
