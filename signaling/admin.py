@@ -225,7 +225,7 @@ async def act(action: Action, server: CallsAndPool) -> str:
     """Carry out one action. Raises VoiceRtcError: UnknownCall, StateError, ..."""
     match action:
         case HangUp(call):
-            server.get(call).end("hangup")
+            server.hang_up(call)
             return "The call is being ended."
         case Drain():
             server.set_draining(True)

@@ -92,14 +92,6 @@ class PoolControl(Protocol):
         ...
 
 
-class Endable(Protocol):
-    """A running call."""
-
-    def end(self, reason: str) -> None:
-        """End it; ``reason`` is a stable word for clients."""
-        ...
-
-
 class CallsAndPool(Protocol):
     """What is shown and acted on; `voice_rtc.call.registry.CallRegistry` is one."""
 
@@ -126,8 +118,8 @@ class CallsAndPool(Protocol):
         """All calls, oldest first."""
         ...
 
-    def get(self, call_id: str) -> Endable:
-        """Raises UnknownCall."""
+    def hang_up(self, call_id: str) -> None:
+        """End a call, and the place in the line that is kept for it. Raises UnknownCall."""
         ...
 
 

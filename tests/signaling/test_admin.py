@@ -246,7 +246,7 @@ async def test_the_feed_tells_the_newest(rig: PoolRig, http: aiohttp.ClientSessi
         assert "history" not in first
         assert first["redacted"] is False and first["calls"][0]["id"] == call_id(1)
         assert first["point"]["leased"] == 18
-        rig.server.get(call_id(1)).end("hangup")
+        rig.server.hang_up(call_id(1))
         second = await next_event(response)
         assert second["slots"]["leased"] == 17
         assert second["uptime_seconds"] > first["uptime_seconds"]

@@ -61,19 +61,6 @@ def call_id(number: int) -> str:
 
 
 @dataclass
-class ScriptedCall:
-    """A call that only knows how to end."""
-
-    server: ScriptedServer
-    id: str
-
-    def end(self, reason: str) -> None:
-        """It is gone at once."""
-        self.server.done.append(("end", f"{self.id} {reason}"))
-        self.server.ended.add(self.id)
-
-
-@dataclass
 class ScriptedPool:
     """The pool's part; see the module."""
 
@@ -310,7 +297,7 @@ class ScriptedPool:
     async def isolate(self, call_id: str) -> str:
         """The call's lease moves to a replica of its own."""
         self.server.done.append(("isolate", call_id))
-        self.server.get(call_id)
+        self.server.check(call_id)
         self.server.isolated[call_id] = "dedicated-4"
         return "The call has the replica dedicated-4 of its own."
 
@@ -364,11 +351,16 @@ class ScriptedServer:
             raise self.fails_with
         self.draining = draining
 
-    def get(self, call_id: str) -> ScriptedCall:
+    def check(self, call_id: str) -> None:
         """Raises UnknownCall."""
         if all(state.id != call_id for state in self.snapshot()):
             raise UnknownCall(f"no call has the id {call_id[:64]}")
-        return ScriptedCall(self, call_id)
+
+    def hang_up(self, call_id: str) -> None:
+        """It is gone at once. Raises UnknownCall."""
+        self.check(call_id)
+        self.done.append(("end", f"{call_id} hangup"))
+        self.ended.add(call_id)
 
     def snapshot(self) -> list[CallState]:
         """Leased calls, then those who wait; oldest first."""
