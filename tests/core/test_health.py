@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from voice_rtc.core.health import (
+    MOST_ENGINES,
     HealthRules,
     Observation,
     Ready,
@@ -14,6 +15,7 @@ from voice_rtc.core.health import (
     ReplicaHealth,
     Restarts,
     Suspect,
+    Suspicion,
 )
 
 RULES = HealthRules(hang_seconds=0.75, late_seconds=0.25, busy_floor_seconds=5.0, goal_seconds=0.6)
@@ -243,6 +245,22 @@ def test_one_that_loads_may_be_silent_for_long_and_not_for_ever(silent, verdict)
 def test_one_that_is_stopped_while_it_loads_is_not_waited_for():
     stopped = replace(FINE, process_states=("T",))
     assert isinstance(health().observe(1.0, stopped, loading=True), Replace)
+
+
+# ----------------------------------------------------------------------------------- suspicion
+
+
+def test_a_call_is_trusted_until_one_of_its_utterances_is_given_up():
+    suspicion = Suspicion(first_seconds=30.0, longest_seconds=50.0)
+    assert suspicion.engines(0.0) == MOST_ENGINES
+    suspicion.gave_up(0.0)
+    assert suspicion.engines(0.0) == 1
+    suspicion.gave_up(1.0)
+    assert (suspicion.engines(30.9), suspicion.engines(31.0)) == (0, 1)
+    suspicion.gave_up(31.0)
+    assert (suspicion.engines(80.9), suspicion.engines(81.0)) == (0, 1)
+    suspicion.clear()
+    assert suspicion.engines(81.0) == MOST_ENGINES
 
 
 # ------------------------------------------------------------------------------------ restarts

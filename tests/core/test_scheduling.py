@@ -51,6 +51,37 @@ def all_batches(made: BatchScheduler, now: float = 0.0) -> list[list[int]]:
     return done
 
 
+# ---------------------------------------------------------------------------------------- alone
+
+
+def alone(key: int, **changes: float) -> TranscriptionRequest:
+    return replace(final(key, **changes), alone=True)  # type: ignore[arg-type]
+
+
+def test_one_that_is_to_be_alone_has_no_company():
+    made = scheduler(final(1), alone(2, at=0.1), final(3, at=0.2), final(4, at=0.3), partial(5))
+    assert all_batches(made, 1.0) == [[1, 3, 4], [2], [5]]
+    made = scheduler(alone(1), alone(2, at=0.1), final(3, at=0.2))
+    assert all_batches(made, 1.0) == [[1], [2], [3]]
+
+
+def test_nothing_runs_beside_one_that_is_to_be_alone():
+    made = scheduler(final(1), alone(2, at=0.1), workers=3, most_finals=1)
+    first = made.next_batch(1.0)
+    assert first is not None and keys(first) == [1]
+    assert made.next_batch(1.0) is None, "it waits until the others are done"
+    made.add(final(3, at=0.2))
+    made.add(partial(4))
+    assert made.next_batch(1.0) is None, "and nobody else begins"
+    assert made.next_wakeup() is None
+    made.finished(first)
+    by_itself = made.next_batch(1.0)
+    assert by_itself is not None and keys(by_itself) == [2]
+    assert made.next_batch(1.0) is None and made.next_wakeup() is None
+    made.finished(by_itself)
+    assert keys(made.next_batch(1.0)) == [3] and keys(made.next_batch(1.0)) == [4]
+
+
 # ------------------------------------------------------------------------------------- who is next
 
 

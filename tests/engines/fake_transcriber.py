@@ -30,6 +30,8 @@ class FakeTranscriber:
         self.encoder = "ct2"
         self.most_batch = 1000
         """A larger batch runs out of memory."""
+        self.broken = False
+        """Whatever it is to transcribe from now on fails."""
         self.released = threading.Event()
         """Set by RELEASES: all that WAITS goes on."""
         self.calls: queue.Queue[tuple[list[str], float, int | None]] = queue.Queue()
@@ -44,6 +46,8 @@ class FakeTranscriber:
     ) -> list[Transcript]:
         """One batch by its script."""
         self.calls.put(([_text(request) for request in requests], window_seconds, beam_size))
+        if self.broken:
+            raise EngineCrashed("broken")
         if len(requests) > self.most_batch:
             raise OutOfGpuMemory("too many")
         return [self._one(request, window_seconds) for request in requests]

@@ -368,6 +368,34 @@ async def test_a_killed_worker_fails_every_open_utterance(whisper: WhisperStt) -
     await idle.aclose()
 
 
+async def test_who_was_in_work_when_the_worker_died_is_told_apart(scripted: WhisperStt) -> None:
+    """Two threads, one request each: the third waits and the fourth still speaks."""
+    sessions = [await scripted.open() for _ in range(4)]
+    for number, session in enumerate(sessions):
+        script(session, 1, WAITS if number < 2 else 5, seconds=0.3)
+        if number < 3:
+            session.finish(1)
+        if number == 1:
+            await until(lambda: len(scripted._at_work) == 2)
+    os.kill(pid_of(scripted), signal.SIGKILL)
+    outcomes = [(await outcome(session, 1))[1] for session in sessions]
+    assert all(isinstance(each, SttFailed) for each in outcomes)
+    blameless = [each.blameless for each in outcomes if isinstance(each, SttFailed)]
+    assert blameless == [False, False, True, True]
+
+
+async def test_who_is_done_is_not_to_blame(scripted: WhisperStt) -> None:
+    session = await scripted.open()
+    script(session, 1, 5, seconds=1.0)
+    async for result in session.results():
+        assert isinstance(result, Partial)
+        break
+    await until(lambda: not scripted._at_work)
+    os.kill(pid_of(scripted), signal.SIGKILL)
+    failed = (await outcome(session, 1))[1]
+    assert isinstance(failed, SttFailed) and failed.blameless
+
+
 async def test_a_stopped_worker_falls_silent_and_can_be_ended(whisper: WhisperStt) -> None:
     pid, process = pid_of(whisper), whisper._process
     assert process is not None
@@ -381,7 +409,7 @@ async def test_a_stopped_worker_falls_silent_and_can_be_ended(whisper: WhisperSt
     utter(session, 1, silence(LISTEN_RATE_HZ))
     hung = EngineTimeout("it is silent")
     whisper.abort(hung)
-    assert (await outcome(session, 1))[1] == SttFailed(1, hung)
+    assert (await outcome(session, 1))[1] == SttFailed(1, hung, blameless=True)
     assert whisper.health().failure is hung
     await until(lambda: not process.alive)
     assert whisper.health().failure is hung, "its death is not another failure"
@@ -452,7 +480,7 @@ async def test_a_worker_that_does_not_read_is_given_up(whisper: WhisperStt) -> N
 
 
 @pytest.mark.parametrize(
-    ("script_value", "error"), [(CRASHES, EngineCrashed), (RUNS_OUT_OF_MEMORY, OutOfGpuMemory)]
+    ("script_value", "error"), [(CRASHES, EngineError), (RUNS_OUT_OF_MEMORY, OutOfGpuMemory)]
 )
 async def test_a_failing_model_costs_the_utterance(
     scripted: WhisperStt, script_value: int, error: type[Exception]

@@ -31,7 +31,7 @@ from voice_rtc.core.audio import LISTEN_RATE_HZ
 from voice_rtc.engines.stt import whisper_protocol as protocol
 from voice_rtc.engines.stt.whisper import WhisperSettings
 from voice_rtc.engines.stt.whisper_worker import Loaded, Measurement, Recognizer, rules_for
-from voice_rtc.errors import EngineUnavailable, OutOfGpuMemory
+from voice_rtc.errors import EngineCrashed, EngineError, EngineUnavailable, OutOfGpuMemory
 
 PATIENCE_SECONDS = 20.0
 SECOND = LISTEN_RATE_HZ
@@ -53,9 +53,17 @@ class Parent:
         self.model = FakeTranscriber()
         self.answers: queue.Queue[protocol.Response] = queue.Queue()
         self.may_load = threading.Event()
-        self.recognizer = Recognizer(self.answers.put, self._load)
+        self.at_work: queue.Queue[tuple[int, ...]] = queue.Queue()
+        """Keys of the batches, as they begin, and nothing when they are done."""
+        self.recognizer = Recognizer(self._take, self._load)
 
         self.on_gpu = False
+
+    def _take(self, answer: protocol.Response) -> None:
+        if isinstance(answer, protocol.AtWork):
+            self.at_work.put(answer.keys)
+        else:
+            self.answers.put(answer)
 
     def _load(self, _: protocol.Setup) -> Loaded:
         assert self.may_load.wait(PATIENCE_SECONDS)
@@ -277,9 +285,9 @@ def test_full_windows(parent: Parent) -> None:
 @pytest.mark.parametrize(
     ("script", "code"),
     [
-        (CRASHES, "engine_crashed"),
+        (CRASHES, "engine_error"),
         (RUNS_OUT_OF_MEMORY, "out_of_gpu_memory"),
-        (BREAKS, "engine_crashed"),
+        (BREAKS, "engine_error"),
     ],
 )
 def test_a_failing_model_costs_the_utterance(parent: Parent, script: int, code: str) -> None:
@@ -289,6 +297,64 @@ def test_a_failing_model_costs_the_utterance(parent: Parent, script: int, code: 
     assert (answer.key, answer.code) == (1, code)
     parent.utter(2, 5)
     assert parent.texts(1) == [(2, "5x8000")]
+
+
+def test_one_that_fails_costs_its_company_nothing(parent: Parent) -> None:
+    parent.start(most_batch=8)
+    occupy(parent, key=9)
+    for key, value in ((1, 5), (2, CRASHES), (3, 6)):
+        parent.utter(key, value)
+    parent.model.released.set()
+    assert parent.texts(1) == [(9, f"{WAITS}x8000")]
+    failed = {}
+    texts = {}
+    for _ in range(3):
+        answer = parent.answer()
+        if isinstance(answer, protocol.Failed):
+            failed[answer.key] = answer.code
+        else:
+            assert isinstance(answer, protocol.FinalText)
+            texts[answer.key] = answer.text
+    assert texts == {1: "5x8000", 3: "6x8000"}
+    assert failed == {2: EngineError.code}, "the model is sound, and is not to be replaced"
+
+
+def test_a_model_that_is_broken_is_told_as_such(parent: Parent) -> None:
+    parent.start(most_batch=8)
+    occupy(parent, key=9)
+    parent.utter(1, CRASHES)
+    parent.utter(2, CRASHES)
+    parent.model.broken = True
+    parent.model.released.set()
+    parent.texts(1)
+    codes = [parent.answer() for _ in range(2)]
+    assert {answer.key: answer.code for answer in codes if isinstance(answer, protocol.Failed)} == {
+        1: EngineCrashed.code,
+        2: EngineCrashed.code,
+    }
+
+
+def test_what_is_in_work_is_told_before_and_after(parent: Parent) -> None:
+    parent.start(most_batch=8)
+    occupy(parent, key=9)
+    assert parent.at_work.get(timeout=PATIENCE_SECONDS) == (9,)
+    parent.utter(1, 5)
+    parent.utter(2, CRASHES)
+    parent.model.released.set()
+    told = [parent.at_work.get(timeout=PATIENCE_SECONDS) for _ in range(5)]
+    assert told == [(), (1, 2), (1,), (2,), ()]
+
+
+def test_an_utterance_that_is_to_be_alone_has_no_partials_and_no_company(parent: Parent) -> None:
+    parent.start(most_batch=8)
+    occupy(parent, key=9)
+    parent.tell(protocol.Begin(1, 1, "", "", alone=True))
+    parent.audio(1, 5, 3.0)
+    parent.tell(protocol.Finish(1))
+    parent.utter(2, 6)
+    parent.model.released.set()
+    assert parent.texts(3) == [(9, f"{WAITS}x8000"), (1, "5x48000"), (2, "6x8000")]
+    assert [parent.call()[0] for _ in range(2)] == [["5x48000"], ["6x8000"]]
 
 
 def test_a_failing_partial_does_too(parent: Parent) -> None:
@@ -504,7 +570,7 @@ async def test_it_transcribes_and_ends_with_its_stdin() -> None:
     silence = np.zeros(SECOND, np.int16).tobytes()
     worker.tell(protocol.Begin(1, 1, "", ""), protocol.Audio(1, silence), protocol.Finish(1))
     final = await worker.answer()
-    while isinstance(final, protocol.PartialText):
+    while isinstance(final, protocol.PartialText | protocol.AtWork):
         final = await worker.answer()
     assert isinstance(final, protocol.FinalText)
     assert (final.text, final.samples) == ("", SECOND)

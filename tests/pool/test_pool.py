@@ -459,6 +459,8 @@ def test_one_call_can_have_a_replica_of_its_own() -> None:
                     await it.pool.isolate("b")
                 it.engine_of(lease).kill()
                 assert await transcribe(lease, 2, 6) == said(6, 960)
+                replicas = it.pool.supervisor.replicas
+                await until(lambda: any(r.role == "isolated" and r.leases for r in replicas()))
                 assert it.engine_of(lease) is not it.engine_of(other)
             await until(lambda: len(it.loaded) == 1)
 

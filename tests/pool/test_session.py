@@ -12,9 +12,10 @@ import pytest
 from tests.support.echo_stt import EchoStt, said
 from tests.support.virtual_time import run_virtual
 from voice_rtc.core.audio import Pcm
+from voice_rtc.core.health import MOST_ENGINES
 from voice_rtc.engines.base import Final, Partial, SttFailed, SttOptions, SttResult
 from voice_rtc.errors import EngineCrashed, EngineError
-from voice_rtc.pool.session import MOST_ATTEMPTS, LeasedSession
+from voice_rtc.pool.session import LeasedSession
 
 
 class Pool:
@@ -190,13 +191,13 @@ def test_an_utterance_that_fails_everywhere_is_told_as_failed() -> None:
             session.begin(1)
             session.feed(pcm(7))
             session.finish(1)
-            for _ in range(MOST_ATTEMPTS):
+            for _ in range(MOST_ENGINES):
                 engine = EchoStt()
                 engine.next_error = EngineCrashed("again")
                 await session.attach(await engine.open(), "again")
                 await asyncio.sleep(0.1)
         assert [r.utterance for r in reading.result()] == [1]
-        assert len(pool.troubles) == MOST_ATTEMPTS and not session.unfinished()
+        assert len(pool.troubles) == MOST_ENGINES and not session.unfinished()
         await session.aclose()
 
     story(run())

@@ -31,7 +31,7 @@ Reasons begin with one word of a small set (silent, stuck, stopped, traced, zomb
 wrong, slow) where they are not the engine's own: it will do as a label.
 
 A Replace is final: the replica never becomes ready again; its successor has a health of its own.
-`Restarts` says when the successor may be started.
+`Restarts` says when the successor may be started, `Suspicion` which utterance it may get.
 
 Pure: ``now`` is an argument, processes and engines are observed elsewhere.
 """
@@ -245,6 +245,43 @@ def _words(text: str) -> str:
     """Lower case, letters and digits only, single spaces: punctuation is no misunderstanding."""
     kept = "".join(c if c.isalnum() else " " for c in text.casefold())
     return " ".join(kept.split())
+
+
+MOST_ENGINES = 4
+"""How many engines an utterance is sent to, each of which dies or fails while it is in work there,
+before its failure is told to the call."""
+ALONE_AFTER = 2
+"""After so many of them nothing else is in work with it, so that nobody fails by it any more."""
+
+
+class Suspicion:
+    """How many engines a call's next utterance may cost.
+
+    Of a call whose utterance was given up each further one may cost one engine; when that fails
+    too, none for a while, ever longer. A transcript clears the call.
+    """
+
+    def __init__(self, first_seconds: float = 30.0, longest_seconds: float = 600.0) -> None:
+        self._first = first_seconds
+        self._longest = longest_seconds
+        self._given_up = 0
+        self._until = float("-inf")
+
+    def engines(self, now: float) -> int:
+        """0: it is not to be sent to any."""
+        if not self._given_up:
+            return MOST_ENGINES
+        return 1 if now >= self._until else 0
+
+    def gave_up(self, now: float) -> None:
+        """An utterance has cost all the engines that it might."""
+        self._given_up += 1
+        if self._given_up > 1:
+            self._until = now + min(self._longest, self._first * 2.0 ** (self._given_up - 2))
+
+    def clear(self) -> None:
+        """A transcript came."""
+        self._given_up = 0
 
 
 class Restarts:

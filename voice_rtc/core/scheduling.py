@@ -6,6 +6,7 @@ several threads there is a lock around the object.
     Finals before partials         a caller waits for the Final; a partial is a courtesy
     Finals: oldest deadline first
     Partials: the caller served longest ago first; a newer one takes an older one's place
+    A final that is to be alone: nothing runs beside it, nothing begins before it is done
     A batch is of one kind and one window, given by the request that is due first
 
 The audio of a batch is padded to one length, its *window*: a short window costs less, a longer one
@@ -74,6 +75,8 @@ class TranscriptionRequest:
     deadline: float
     """Finals: which goes first. Partials: when it is of no use any more."""
     arrival: float
+    alone: bool = False
+    """Finals: nothing else may run at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,11 @@ class Batch:
     window_seconds: float
     requests: tuple[TranscriptionRequest, ...]
     started_at: float
+
+    @property
+    def alone(self) -> bool:
+        """May nothing run beside it?"""
+        return any(request.alone for request in self.requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +251,14 @@ class BatchScheduler:
     def _choice(self) -> list[TranscriptionRequest]:
         """The requests of the next batch, the one that gives the window first; may be empty."""
         rules = self.rules
+        if any(batch.alone for batch in self._running.values()):
+            return []
         if self._finals:
             by_deadline = attrgetter("deadline", "arrival", "key")
-            return self._fill(sorted(self._finals.values(), key=by_deadline), rules.most_finals)
+            finals = sorted(self._finals.values(), key=by_deadline)
+            if finals[0].alone:
+                return [] if self._running else finals[:1]
+            return self._fill([each for each in finals if not each.alone], rules.most_finals)
         partial_batches = sum(not batch.final for batch in self._running.values())
         if partial_batches >= rules.workers - rules.reserved_for_finals:
             return []

@@ -132,6 +132,8 @@ class SttFailed:
     utterance: int
     error: Exception
     """An EngineError."""
+    blameless: bool = False
+    """The engine was lost while it worked on others: sent to another one, it will do no harm."""
 
 
 SttResult = Partial | Final | SttFailed
@@ -145,6 +147,9 @@ class SttOptions:
     """Language code; None means the engine's configured one, empty lets the engine detect it."""
     prompt: str = ""
     """Words that the caller is likely to say; engines that cannot use it ignore it."""
+    alone: bool = False
+    """Engines have died of this caller's audio, as it seems: nothing else is to be in work with it,
+    so that only it can be to blame. Engines that cannot ignore it."""
 
 
 STT_AS_CONFIGURED = SttOptions()

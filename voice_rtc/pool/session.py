@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import structlog
 
 from voice_rtc.core.audio import Pcm
+from voice_rtc.core.health import ALONE_AFTER, MOST_ENGINES, Suspicion
 from voice_rtc.engines.base import (
     Final,
     Partial,
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("voice_rtc.pool")
 
-MOST_ATTEMPTS = 4
-"""Engines that one utterance is sent to before its failure is told to the call."""
+_NOT_KEPT = "the audio was not kept"
 
 
 @dataclass(slots=True, eq=False)
@@ -48,10 +48,13 @@ class _Utterance:
     """Bytes of audio kept."""
     kept: bool = True
     """False: too much was waiting, the audio is not kept any more."""
-    lost: bool = False
-    """Some of its audio was not kept, and no engine has it."""
+    lost: str = ""
+    """Why it fails when it is finished: not all its audio can be sent to an engine."""
     finished_at: float | None = None
     attempts: int = 0
+    blamed: int = 0
+    """Engines that failed while they had it in work."""
+    most_blamed: int = MOST_ENGINES
     inner: int = 0
     """As the present engine's session knows it; 0: it is with no engine."""
 
@@ -90,6 +93,7 @@ class LeasedSession:
         self._last_inner = 0
         self._closed = False
         self._changed = asyncio.Event()
+        self._suspicion = Suspicion()
         self._failed: list[SttFailed] = []
         """Given up without an engine; delivered by `results`."""
         self.utterances = 0
@@ -119,7 +123,10 @@ class LeasedSession:
         if self._closed:
             return
         self.utterances += 1
-        begun = _Utterance(utterance, self._options, kept=self._replays)
+        engines = self._suspicion.engines(asyncio.get_running_loop().time())
+        begun = _Utterance(utterance, self._options, kept=self._replays, most_blamed=engines)
+        if not engines:
+            begun.kept, begun.lost = False, "this call's utterances made engines fail"
         self._newest = self._utterances[utterance] = begun
         self._send_begin(begun)
 
@@ -136,7 +143,7 @@ class LeasedSession:
             if not utterance.lost:
                 self._inner.feed(pcm)
         elif not utterance.kept:
-            utterance.lost = True
+            utterance.lost = _NOT_KEPT
 
     def finish(self, utterance: int) -> None:
         """The Final is wanted now."""
@@ -228,7 +235,8 @@ class LeasedSession:
         self._by_inner.clear()
         for utterance in self._utterances.values():
             utterance.inner = 0
-            utterance.lost = not utterance.kept
+            if not utterance.kept:
+                utterance.lost = utterance.lost or _NOT_KEPT
         return old
 
     def unfinished(self) -> bool:
@@ -246,7 +254,8 @@ class LeasedSession:
         self._by_inner[utterance.inner] = utterance
         # Each time: an engine that took over may have been opened with older ones, and an utterance
         # that is sent again keeps its own.
-        self._inner.configure(utterance.options)
+        alone = utterance.blamed >= ALONE_AFTER or utterance.most_blamed < MOST_ENGINES
+        self._inner.configure(replace(utterance.options, alone=alone))
         self._inner.begin(utterance.inner)
 
     def _replay(self, utterance: _Utterance, why: str) -> None:
@@ -280,24 +289,29 @@ class LeasedSession:
                 return Partial(utterance.number, text)
             case Final(text=text, audio_seconds=seconds):
                 self._forget(utterance)
+                self._suspicion.clear()
                 if utterance.finished_at is not None:
                     now = asyncio.get_running_loop().time()
                     self._on_final(now - utterance.finished_at)
                 return Final(utterance.number, text, seconds)
-            case SttFailed(error=error):
-                return self._failure(utterance, error)
+            case SttFailed():
+                return self._failure(utterance, result)
 
     def _tell_lost(self, utterance: _Utterance, result: SttResult) -> SttFailed | None:
         if isinstance(result, Partial):
             return None
         self._forget(utterance)
-        return SttFailed(utterance.number, EngineCrashed("the audio was not kept"))
+        return SttFailed(utterance.number, EngineCrashed(utterance.lost))
 
-    def _failure(self, utterance: _Utterance, error: Exception) -> SttFailed | None:
+    def _failure(self, utterance: _Utterance, failed: SttFailed) -> SttFailed | None:
         self._by_inner.pop(utterance.inner, None)
         utterance.inner = 0
+        utterance.blamed += not failed.blameless
+        error = failed.error
         engine_error = error if isinstance(error, EngineError) else EngineCrashed(str(error))
-        may_go_on = utterance.kept and utterance.attempts < MOST_ATTEMPTS
+        may_go_on = utterance.kept and utterance.blamed < utterance.most_blamed
+        if utterance.kept and not may_go_on:
+            self._suspicion.gave_up(asyncio.get_running_loop().time())
         # The pool hears of it in any case: what failed here may fail others.
         self._on_trouble(engine_error, self._owner)
         if may_go_on:
@@ -336,7 +350,8 @@ class LeasedSession:
                 utterance.runs.clear()
                 utterance.size = 0
                 utterance.kept = False
-                utterance.lost = not utterance.inner
+                if not utterance.inner:
+                    utterance.lost = _NOT_KEPT
                 self._on_not_kept()
 
     async def _wait(self) -> None:

@@ -63,6 +63,8 @@ _EVENTS_KEPT = 50
 _FIRST_RETRY_SECONDS = 0.1
 _LONGEST_RETRY_SECONDS = 2.0
 _CLOSING_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 0.25
+"""How long the results of an engine that was ended are waited for."""
 _SPARES_SECONDS = 1.0
 """How often it is looked whether there is room for a spare meanwhile."""
 
@@ -100,6 +102,8 @@ class Supervisor:
         self._retry: dict[str, tuple[int, float]] = {}
         """Call id -> attempts to bind it since it last worked, loop time of the next."""
         self._binding: set[str] = set()
+        self._last_words: set[str] = set()
+        """Calls that have not heard yet who was in work when their engine ended."""
         self._isolated: dict[str, Replica] = {}
         self._isolating: set[str] = set()
         """Calls whose own replica is being loaded."""
@@ -421,6 +425,9 @@ class Supervisor:
             owner.failures += 1
             if not owner.heals_itself:
                 owner.health.failed(now, error.code, str(error))
+        if lease.call_id in self._last_words:
+            self._last_words.discard(lease.call_id)
+            self._wake.set()
         if self._holder(lease) in (owner, None):  # else another has taken over already
             self._await_binding(lease, now)
 
@@ -441,14 +448,20 @@ class Supervisor:
         now = asyncio.get_running_loop().time()
         if reason != "operator":
             self.governor.replica_lost(now)
-        for lease in list(replica.leases.values()):
+        calls = list(replica.leases.values())
+        for lease in calls:
             replica.unbind(lease.call_id, now)
+            if lease.session.unfinished() and lease.call_id not in self._unbound:
+                self._last_words.add(lease.call_id)
             self._await_binding(lease, now)
         if replica.role == "spare":
             self._spare_lost(now)
+        if isinstance(replica.engine, SupportsHealth):
+            replica.engine.abort(EngineCrashed(f"{replica.name} is replaced: {reason}"))
         heir = self._promote_spare(replica)
         self._rebind(now)
-        self._spawn(self._succeed(replica, heir, reason), f"replace-{replica.name}")
+        ids = [lease.call_id for lease in calls]
+        self._spawn(self._succeed(replica, heir, ids), f"replace-{replica.name}")
 
     def _promote_spare(self, replica: Replica) -> Replica | None:
         for spare in self._all:
@@ -465,10 +478,8 @@ class Supervisor:
         self._isolated.update(dict.fromkeys(calls, new))
         return calls
 
-    async def _succeed(self, replica: Replica, heir: Replica | None, reason: str) -> None:
-        error = EngineCrashed(f"{replica.name} was replaced: {reason}")
-        if isinstance(replica.engine, SupportsHealth):
-            replica.engine.abort(error)
+    async def _succeed(self, replica: Replica, heir: Replica | None, calls: list[str]) -> None:
+        await self._hear_out(calls)
         await self._drop(replica)
         while heir is None and not self._stopping and self._is_needed(replica):
             wait = self._restarts_of(replica).died(asyncio.get_running_loop().time())
@@ -484,6 +495,15 @@ class Supervisor:
         del self._replacing[replica.name]
         self._wake.set()
         self.refill_spares()
+
+    async def _hear_out(self, calls: list[str]) -> None:
+        """Until these calls have heard which of their utterances were in work at the end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                while not self._last_words.isdisjoint(calls):  # noqa: ASYNC110 - many may tell
+                    await asyncio.sleep(0.01)
+        self._last_words.difference_update(calls)
+        self._wake.set()
 
     def _restarts_of(self, replica: Replica) -> Restarts:
         """Of its like: one that dies again and again does not hold the others up."""
@@ -545,6 +565,7 @@ class Supervisor:
         call_id = lease.call_id
         self._unbound.pop(call_id, None)
         self._retry.pop(call_id, None)
+        self._last_words.discard(call_id)
         for replica in self._all:
             replica.unbind(call_id, now)
         isolated = self._isolated.pop(call_id, None)
@@ -564,7 +585,7 @@ class Supervisor:
         for call_id, lease in list(self._unbound.items()):
             # Without an entry a Final came meanwhile, of the engine that is being replaced.
             _, not_before = self._retry.get(call_id, (0, now))
-            if call_id in self._binding or not_before > now:
+            if call_id in self._binding or call_id in self._last_words or not_before > now:
                 continue
             replica = self._choose(lease)
             if replica is None:
@@ -580,6 +601,8 @@ class Supervisor:
 
     async def _bind_again(self, lease: Lease, replica: Replica) -> None:
         try:
+            if replica.leases.get(lease.call_id) is not lease:
+                return  # moved on meanwhile
             await self._attach(lease, replica, replica.reason or "engine_failed")
         except EngineError as error:
             self.trouble(lease, error, replica)
@@ -588,6 +611,8 @@ class Supervisor:
                 self._retry.pop(lease.call_id, None)
         finally:
             self._binding.discard(lease.call_id)
+            if lease.call_id in self._unbound:
+                self._wake.set()
 
     def _choose(self, lease: Lease) -> Replica | None:
         own = self._isolated.get(lease.call_id)

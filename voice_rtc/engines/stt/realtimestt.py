@@ -437,10 +437,10 @@ class AudioInputProcessor:
             self._shared.discard(utterance.number)
         self._stop(utterance)
 
-    def _fail(self, utterance: _Utterance, error: EngineError) -> None:
+    def _fail(self, utterance: _Utterance, error: EngineError, *, blameless: bool = False) -> None:
         if utterance.number in self._utterances:
             self._forget(utterance)
-            self._results.put(SttFailed(utterance.number, error))
+            self._results.put(SttFailed(utterance.number, error, blameless))
 
     def _break(self, error: EngineError) -> None:
         """Nothing works any more: what is open and what may come fails."""
@@ -628,9 +628,9 @@ class AudioInputProcessor:
                 utterance.passed = None  # nothing to discard there any more
                 if utterance.final is not None and not utterance.final.done():
                     utterance.final.set_result(text)
-            case SttFailed(error=error):
+            case SttFailed(error=error, blameless=blameless):
                 utterance.passed = None
-                self._fail(utterance, _engine_error(error))
+                self._fail(utterance, _engine_error(error), blameless=blameless)
 
 
 def _engine_error(error: BaseException) -> EngineError:

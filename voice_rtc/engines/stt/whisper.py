@@ -78,6 +78,7 @@ _FINALS_SHARE = 0.5
 _MOST_SLOTS = 32
 _MEASURED_WINDOWS = (5.0, 10.0, 30.0)
 _SLOW_SECONDS = 2.0
+_LAST_WORDS_SECONDS = 0.2
 _MEASURE_SECONDS = 10.0
 # Callers go first, and the last batch may take longer than was expected.
 _MEASURE_GRACE_SECONDS = 20.0
@@ -170,6 +171,8 @@ class WhisperStt:
         self._slots = 1
         self._keys = itertools.count(1)
         self._open: dict[int, _Utterance] = {}
+        self._at_work: dict[int, tuple[int, ...]] = {}
+        """Batch -> utterances: what the worker has in work."""
         self._sessions: set[WhisperSession] = set()
         self._closed = False
         self._pings = itertools.count(1)
@@ -271,10 +274,16 @@ class WhisperStt:
         )
 
     def abort(self, error: EngineError) -> None:
-        """Kill the process; unfinished utterances fail with ``error``, and it is the failure."""
-        self._fail(error)
-        if self._process is not None:
-            self._process.kill()
+        """Kill the process; unfinished utterances fail with ``error``, and it is the failure.
+
+        They do when it has ended and all that it said was read, or soon in any case.
+        """
+        self._failed(error)
+        if self._process is None or not self._process.alive:
+            self._fail_all()
+            return
+        self._process.kill()
+        asyncio.get_running_loop().call_later(_LAST_WORDS_SECONDS, self._fail_all)
 
     def set_quality(self, quality: SttQuality) -> None:
         """From now on, for all sessions."""
@@ -310,9 +319,12 @@ class WhisperStt:
         language = _WHISPERS_CODES.get(language, language)
         self._open[utterance.key] = utterance
         if self._failure is None:
-            self._tell(protocol.Begin(utterance.key, caller, language, options.prompt))
+            begin = protocol.Begin(
+                utterance.key, caller, language, options.prompt, alone=options.alone
+            )
+            self._tell(begin)
         else:
-            self._fail_utterance(utterance, self._failure)
+            self._fail_utterance(utterance, self._failure, blameless=True)
         return utterance
 
     def feed(self, utterance: _Utterance, pcm: Pcm) -> None:
@@ -351,9 +363,14 @@ class WhisperStt:
             return
         try:
             self._send(request)
-        except EngineError as error:
+        except EngineTimeout as error:
             _log.warning("stt_worker_stuck", error=str(error))
             self.abort(error)
+        except EngineError as error:
+            # It is gone, and what it said last, such as who was in work, is still to be read.
+            _log.debug("stt_worker_gone", error=str(error))
+            if self._process is not None:
+                self._process.kill()
 
     def _send(self, request: protocol.Request) -> None:
         if self._process is None:
@@ -382,9 +399,10 @@ class WhisperStt:
                 self._partial(partial)
             case protocol.FinalText() as final:
                 self._final(final)
-            case protocol.Failed(key=key, code=code, message=message):
-                if utterance := self._open.get(key):
-                    self._fail_utterance(utterance, _error(code, message))
+            case protocol.AtWork() as work:
+                self._note_work(work)
+            case protocol.Failed() as failed:
+                self._failed_there(failed)
             case protocol.Measured() as measured:
                 self._measured(measured)
             case protocol.Ready() as ready:
@@ -392,6 +410,17 @@ class WhisperStt:
                     self._loading.set_result(ready)
             case protocol.Unavailable(code=code, message=message):
                 self._settle(self._load_error(code, message))
+
+    def _note_work(self, work: protocol.AtWork) -> None:
+        self._at_work.pop(work.batch, None)
+        if work.keys:
+            self._at_work[work.batch] = work.keys
+
+    def _failed_there(self, failed: protocol.Failed) -> None:
+        utterance = self._open.get(failed.key)
+        if utterance is not None:
+            error = _error(failed.code, failed.message)
+            self._fail_utterance(utterance, error, blameless=False)
 
     def _partial(self, found: protocol.PartialText) -> None:
         self._timed(found.spent, found.spent.queue_seconds + found.spent.run_seconds, final=False)
@@ -447,13 +476,22 @@ class WhisperStt:
         return EngineUnavailable(message)
 
     def _fail(self, error: EngineError) -> None:
-        """The worker is gone, or is as good as gone."""
-        if self._failure is not None:
+        """The worker is gone."""
+        self._failed(error)
+        self._fail_all()
+
+    def _failed(self, error: EngineError) -> None:
+        if self._failure is None:
+            self._failure = error
+            self._settle(error)
+
+    def _fail_all(self) -> None:
+        error = self._failure
+        if error is None:
             return
-        self._failure = error
-        self._settle(error)
+        at_work = {key for keys in self._at_work.values() for key in keys}
         for utterance in list(self._open.values()):
-            self._fail_utterance(utterance, error)
+            self._fail_utterance(utterance, error, blameless=utterance.key not in at_work)
 
     def _settle(self, error: EngineError) -> None:
         """Who waits for the worker gets ``error``."""
@@ -463,9 +501,11 @@ class WhisperStt:
                 future.set_exception(error)
                 future.exception()  # maybe nobody waits any more
 
-    def _fail_utterance(self, utterance: _Utterance, error: EngineError) -> None:
+    def _fail_utterance(
+        self, utterance: _Utterance, error: EngineError, *, blameless: bool
+    ) -> None:
         self._open.pop(utterance.key, None)
-        utterance.outcome = SttFailed(utterance.number, error)
+        utterance.outcome = SttFailed(utterance.number, error, blameless)
         utterance.session.deliver()
 
 

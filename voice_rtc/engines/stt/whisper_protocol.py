@@ -67,6 +67,8 @@ class Begin(msgspec.Struct, tag=True, frozen=True):
     language: str
     """Empty: detected."""
     prompt: str
+    alone: bool = False
+    """Nothing else is to be in work with it; no partials."""
 
 
 class Audio(msgspec.Struct, tag=True, frozen=True):
@@ -174,6 +176,14 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
+class AtWork(msgspec.Struct, tag=True, frozen=True):
+    """Told before a batch begins and, without keys, when it is done: who dies now dies of it."""
+
+    batch: int
+    """Rises for ever."""
+    keys: tuple[int, ...]
+
+
 class Pong(msgspec.Struct, tag=True, frozen=True):
     """The main thread is alive; how the others are."""
 
@@ -192,4 +202,4 @@ class Measured(msgspec.Struct, tag=True, frozen=True):
     failure: str = ""
 
 
-Response = Ready | Unavailable | PartialText | FinalText | Failed | Pong | Measured
+Response = Ready | Unavailable | PartialText | FinalText | Failed | AtWork | Pong | Measured

@@ -98,6 +98,7 @@ class _Utterance:
     caller: int
     language: str
     prompt: str
+    alone: bool
     audio: bytearray = field(default_factory=bytearray)
     asked: int = 0
     """Samples that there were at the newest partial."""
@@ -217,7 +218,9 @@ class Recognizer:
             return protocol.Pong(number, busy_seconds, self._scheduler.statistics())
 
     def _begin(self, request: protocol.Begin) -> None:
-        utterance = _Utterance(request.key, request.caller, request.language, request.prompt)
+        utterance = _Utterance(
+            request.key, request.caller, request.language, request.prompt, request.alone
+        )
         with self._changed:
             self._utterances[request.key] = utterance
 
@@ -236,7 +239,7 @@ class Recognizer:
 
     def _want_partial(self, utterance: _Utterance) -> None:
         factor = self._quality.partial_factor
-        if factor is None or self._scheduler is None:
+        if factor is None or self._scheduler is None or utterance.alone:
             return
         if utterance.samples - utterance.asked < self._partial_samples * factor:
             return
@@ -283,6 +286,7 @@ class Recognizer:
                 window_seconds=window_seconds,
                 deadline=utterance.finished_at + _FINAL_SECONDS,
                 arrival=utterance.finished_at,
+                alone=utterance.alone,
             )
         )
         self._changed.notify_all()
@@ -395,46 +399,51 @@ class Recognizer:
 
     def _transcribe(self, model: Transcriber, job: _Job) -> None:
         batch = job.batch
-        answers: list[protocol.Response]
-        transcripts: list[Transcript] = []
-        failure: EngineError | None = None
-        try:
-            transcripts = model.transcribe(
-                job.requests, batch.window_seconds, beam_size=job.beam_size
-            )
-        except EngineError as error:
-            failure = error
-        except Exception as error:  # noqa: BLE001 - a root: this thread serves all callers
-            traceback.print_exc()
-            failure = EngineCrashed(f"Whisper failed: {error!r}")
+        self._send(protocol.AtWork(batch.number, tuple(each.key for each in batch.requests)))
+        outcomes = self._outcomes(model, job)
         with self._changed:
             assert self._scheduler is not None
             self._scheduler.finished(batch)
-            if failure is not None:
-                answers = self._failed(batch, failure)
-            else:
-                answers = self._results(batch, transcripts)
+            answers = self._answers(batch, outcomes)
             self._changed.notify_all()
         for answer in answers:
             self._send(answer)
+        self._send(protocol.AtWork(batch.number, ()))
 
-    def _failed(self, batch: Batch, error: EngineError) -> list[protocol.Response]:
-        """A partial that fails costs the utterance too: what broke the model will do so again."""
-        keys = [request.key for request in batch.requests if request.key in self._utterances]
-        for key in keys:
-            self._forget(key)
-        return [protocol.Failed(key, error.code, str(error)) for key in keys]
+    def _outcomes(self, model: Transcriber, job: _Job) -> Sequence[Transcript | EngineError]:
+        """A transcript or an error for each request: one that cannot be transcribed fails alone."""
+        together = _attempt(model, job.requests, job)
+        if not isinstance(together, EngineError):
+            return together
+        if isinstance(together, OutOfGpuMemory):
+            return [together] * len(job.requests)
+        alone = [together] if len(job.requests) == 1 else list(self._one_by_one(model, job))
+        if any(isinstance(each, EngineError) for each in alone) and not _is_sound(model):
+            return alone
+        return [_harmless(each) if isinstance(each, EngineError) else each for each in alone]
 
-    def _results(self, batch: Batch, transcripts: Sequence[Transcript]) -> list[protocol.Response]:
+    def _one_by_one(self, model: Transcriber, job: _Job) -> Iterator[Transcript | EngineError]:
+        for request, wanted in zip(job.batch.requests, job.requests, strict=True):
+            self._send(protocol.AtWork(job.batch.number, (request.key,)))
+            found = _attempt(model, [wanted], job)
+            yield found if isinstance(found, EngineError) else found[0]
+
+    def _answers(
+        self, batch: Batch, outcomes: Sequence[Transcript | EngineError]
+    ) -> list[protocol.Response]:
         run_seconds = time.monotonic() - batch.started_at
         answers: list[protocol.Response] = []
-        for request, transcript in zip(batch.requests, transcripts, strict=True):
+        for request, outcome in zip(batch.requests, outcomes, strict=True):
             utterance = self._utterances.get(request.key)
             if utterance is None:
                 continue
             utterance.run_seconds += run_seconds if request.final else 0.0
-            if request.final:
-                answers += self._final(batch, utterance, transcript)
+            if isinstance(outcome, EngineError):
+                # Of a partial too: what broke the model will do so again.
+                self._forget(request.key)
+                answers.append(protocol.Failed(request.key, outcome.code, str(outcome)))
+            elif request.final:
+                answers += self._final(batch, utterance, outcome)
             elif utterance.finished_at is None:
                 spent = protocol.Spent(
                     queue_seconds=batch.started_at - request.arrival,
@@ -442,7 +451,7 @@ class Recognizer:
                     batch=len(batch.requests),
                     window_seconds=batch.window_seconds,
                 )
-                answers.append(protocol.PartialText(request.key, transcript.text, spent))
+                answers.append(protocol.PartialText(request.key, outcome.text, spent))
         return answers
 
     def _final(
@@ -486,6 +495,37 @@ class Recognizer:
             self._changed.notify_all()
         if done:
             self._send(protocol.Measured(tuple(measurement.points), measurement.failure))
+
+
+def _attempt(
+    model: Transcriber, requests: Sequence[WhisperRequest], job: _Job
+) -> Sequence[Transcript] | EngineError:
+    try:
+        return model.transcribe(requests, job.batch.window_seconds, beam_size=job.beam_size)
+    except EngineError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - a root: this thread serves all callers
+        traceback.print_exc()
+        return EngineCrashed(f"Whisper failed: {error!r}")
+
+
+def _is_sound(model: Transcriber) -> bool:
+    """Does it do what it did when it was loaded?"""
+    try:
+        _transcribe_noise(model)
+    except Exception:  # noqa: BLE001 - a root, as in `_attempt`
+        traceback.print_exc()
+        return False
+    return True
+
+
+def _transcribe_noise(model: Transcriber) -> None:
+    model.transcribe([WhisperRequest(_noise(), "en")], FULL_WINDOW_SECONDS)
+
+
+def _harmless(error: EngineError) -> EngineError:
+    """The model goes on: what failed is this utterance, and no reason to replace the engine."""
+    return error if isinstance(error, OutOfGpuMemory) else EngineError(str(error))
 
 
 def _time_batches(
@@ -651,9 +691,17 @@ def serve(stdin: BinaryIO, stdout: int, load: Callable[[protocol.Setup], Loaded]
         recognizer.handle(decoder.decode(payload))
 
 
+def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    """A model thread that is gone would leave a worker that answers heartbeats and nothing else."""
+    traceback.print_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def main(load: Callable[[protocol.Setup], Loaded] = load_model) -> None:
     """Entry point of the process; does not return."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; stdin ends us
+    threading.excepthook = _end_with_thread
     # Whatever C code prints must not get between the frames.
     stdout = os.dup(1)
     os.dup2(2, 1)
