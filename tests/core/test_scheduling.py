@@ -51,6 +51,16 @@ def all_batches(made: BatchScheduler, now: float = 0.0) -> list[list[int]]:
     return done
 
 
+def test_a_batch_of_long_audio_is_busy_by_its_windows():
+    """Else an engine that transcribes a monologue of minutes would be taken for stuck."""
+    long = replace(final(1, window=30.0), audio_seconds=250.0)
+    made = scheduler(long, final(2, window=30.0), most_finals=1, workers=2)
+    assert keys(made.next_batch(1.0)) == [1]
+    assert made.busy_seconds(11.0) == pytest.approx(1.0)
+    assert keys(made.next_batch(11.0)) == [2]
+    assert made.busy_seconds(21.0) == pytest.approx(5.0), "29 s take two windows at most"
+
+
 # ---------------------------------------------------------------------------------------- alone
 
 

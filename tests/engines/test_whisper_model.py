@@ -6,9 +6,10 @@ import json
 import shutil
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import ctranslate2
 import numpy as np
@@ -19,6 +20,7 @@ from tests.engines.spoken import SENTENCES, speak_all, word_errors
 from tests.engines.whisper_files import tiny_multilingual
 from tests.support.audio import WHISPER_SYNTHETIC, noise
 from voice_rtc.core.audio import LISTEN_RATE_HZ, Samples, silence
+from voice_rtc.engines.stt import whisper_model
 from voice_rtc.engines.stt.ct2_weights import Ct2Weights
 from voice_rtc.engines.stt.mel import log_mel
 from voice_rtc.engines.stt.whisper_model import (
@@ -175,6 +177,29 @@ def test_long_audio_is_joined(whisper: BatchWhisper, spoken: dict[str, Samples])
     heard = whisper.transcribe(requests, 5)
     assert [plain(t.text) for t in heard] == [plain(f"{first} {second}"), plain(other)]
     assert len(heard[0].tokens) > len(heard[1].tokens)
+
+
+def test_long_audio_takes_no_more_memory_than_a_batch(
+    whisper: BatchWhisper, spoken: dict[str, Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = next(iter(spoken.values()))
+    pause = np.zeros(27 * LISTEN_RATE_HZ - len(sentence), np.int16)
+    long = np.concatenate([sentence, pause] * 10)
+    rows: list[int] = []
+    hear = whisper._hear
+
+    def counting(audios: Sequence[Samples], frames: int) -> Any:
+        rows.append(len(audios))
+        return hear(audios, frames)
+
+    monkeypatch.setattr(whisper, "_hear", counting)
+    requests = [WhisperRequest(sentence), WhisperRequest(long)]
+    in_parts = whisper.transcribe(requests, 30.0)
+    assert rows == [8, 3]
+    monkeypatch.setattr(whisper_model, "_FEW_ROWS", 100)
+    at_once = whisper.transcribe(requests, 30.0)
+    assert rows == [8, 3, 11]
+    assert [each.text for each in in_parts] == [each.text for each in at_once]
 
 
 @pytest.mark.parametrize("seconds", [0.0, 29.0, 30.0, 30.001, 47.0, 91.3])

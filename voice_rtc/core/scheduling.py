@@ -19,12 +19,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from math import ceil
 from operator import attrgetter
 
 WINDOWS_SECONDS = (3.0, 5.0, 10.0, 15.0, 30.0)
 """Lengths that audio is padded to; few, so that requests find company."""
 FULL_WINDOW_SECONDS = 30.0
 """What Whisper was trained with, and the most it takes."""
+_PIECE_SECONDS = 25.0
+"""Longer audio is transcribed in pieces of so much at least, up to a full window."""
 _BATCHES_KEPT = 32
 
 
@@ -89,6 +92,12 @@ class Batch:
     window_seconds: float
     requests: tuple[TranscriptionRequest, ...]
     started_at: float
+
+    @property
+    def windows_each(self) -> float:
+        """Full windows that a request of it takes on average: more than 1 of long audio."""
+        windows = (max(1, ceil(each.audio_seconds / _PIECE_SECONDS)) for each in self.requests)
+        return sum(windows) / len(self.requests)
 
     @property
     def alone(self) -> bool:
@@ -222,8 +231,9 @@ class BatchScheduler:
         return self._due(chosen) if chosen else None
 
     def busy_seconds(self, now: float) -> float:
-        """How long the oldest batch has been running; 0.0 when none is."""
-        return max((now - batch.started_at for batch in self._running.values()), default=0.0)
+        """How long the oldest batch has been running, for each window; 0.0 when none is."""
+        running = self._running.values()
+        return max(((now - each.started_at) / each.windows_each for each in running), default=0.0)
 
     def statistics(self) -> SchedulerStatistics:
         """For metrics and status pages."""

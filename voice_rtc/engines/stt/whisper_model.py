@@ -40,6 +40,8 @@ _MOST_CPU_WORKERS = 4
 _CUDA_WORKERS = 2
 _LONGEST_SAMPLES = MOST_FRAMES * HOP
 _CUT_AFTER_SAMPLES = 25 * LISTEN_RATE_HZ
+_FEW_ROWS = 8
+"""Any device has memory for these."""
 _QUIET_FRAME = LISTEN_RATE_HZ // 50
 _QUIET_FRAMES = 10
 _TOKENS_PER_SECOND = 15
@@ -175,7 +177,7 @@ class BatchWhisper:
         found: dict[int, list[Transcript]] = {}
         if pieces:
             try:
-                results = self._run(pieces, window_seconds, beam_size or self.beam_size)
+                results = self._run_all(pieces, len(requests), window_seconds, beam_size)
             except (RuntimeError, ValueError, MemoryError) as error:
                 raise _failure(error) from error
             for piece, result in zip(pieces, results, strict=True):
@@ -201,6 +203,17 @@ class BatchWhisper:
             for audio in cut_at_quiet(request.audio):
                 if len(audio) >= SHORTEST_SAMPLES:
                     yield _Piece(number, audio, previous, language)
+
+    def _run_all(
+        self, pieces: Sequence[_Piece], requests: int, seconds: float, beam_size: int | None
+    ) -> list[Transcript]:
+        """No more rows at a time than the caller chose, be an utterance as long as it may."""
+        most = max(requests, _FEW_ROWS)
+        results: list[Transcript] = []
+        for start in range(0, len(pieces), most):
+            rows = pieces[start : start + most]
+            results += self._run(rows, seconds, beam_size or self.beam_size)
+        return results
 
     def _run(self, pieces: Sequence[_Piece], seconds: float, beam_size: int) -> list[Transcript]:
         longest = max(len(piece.audio) for piece in pieces)
