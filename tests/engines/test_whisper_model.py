@@ -195,10 +195,10 @@ def test_long_audio_takes_no_more_memory_than_a_batch(
     monkeypatch.setattr(whisper, "_hear", counting)
     requests = [WhisperRequest(sentence), WhisperRequest(long)]
     in_parts = whisper.transcribe(requests, 30.0)
-    assert rows == [8, 3]
+    assert rows == [8, 4]
     monkeypatch.setattr(whisper_model, "_FEW_ROWS", 100)
     at_once = whisper.transcribe(requests, 30.0)
-    assert rows == [8, 3, 11]
+    assert rows == [8, 4, 12]
     assert [each.text for each in in_parts] == [each.text for each in at_once]
 
 
