@@ -247,6 +247,17 @@ def test_one_that_is_stopped_while_it_loads_is_not_waited_for():
     assert isinstance(health().observe(1.0, stopped, loading=True), Replace)
 
 
+def test_one_that_answers_heartbeats_and_nothing_else_is_replaced():
+    replica = health()
+    for _ in range(2):
+        replica.unanswered(0.0, "no transcript")
+    assert isinstance(replica.verdict, Suspect)
+    replica.answered()
+    for _ in range(2):
+        assert isinstance(replica.unanswered(0.0, "no transcript"), Suspect)
+    assert replica.unanswered(0.0, "no transcript") == Replace("deaf: 3 probes were not answered")
+
+
 # ----------------------------------------------------------------------------------- suspicion
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.pool.test_pool import Rig, rig, story, transcribe, until
+from tests.pool.test_pool import Rig, final, pcm, rig, story, transcribe, until
 from tests.support.echo_stt import EchoSession, EchoStt, said
 from tests.support.virtual_time import VirtualTimeLoop
 from voice_rtc.engines.base import STT_AS_CONFIGURED, ReplicaSpec, SttEngine, SttOptions
@@ -450,5 +450,19 @@ def test_a_spare_that_loads_while_the_mode_changes_does_not_stay(
             await asyncio.sleep(20.0)
             assert spares(it) == ["single ready"]
             assert len(it.loaded) == 2
+
+    story(run)
+
+
+def test_an_engine_that_answers_heartbeats_and_nothing_else_is_replaced() -> None:
+    async def run() -> None:
+        async with rig(probe_interval_seconds=5.0) as it, it.pool.lease("a") as lease:
+            it.engines[0].seconds = 1e6
+            lease.session.begin(1)
+            lease.session.feed(pcm(5))
+            lease.session.finish(1)
+            async with asyncio.timeout(60.0):
+                assert await final(lease) == said(5, 320)
+            assert it.engines[0].closed
 
     story(run)

@@ -22,6 +22,7 @@ What leads there:
     two probes in a row understood as something else                 Replace, quarantine
     two probes in a row far slower than the first and than the goal  Suspect
     two requests in a row that were not answered in time             Suspect
+    three probes in a row unanswered, and no Final meanwhile         Replace
     the next quick probe                                             Ready
 
 **Whose silence is it?** A heartbeat goes unanswered also while our own event loop stands still. An
@@ -143,6 +144,7 @@ class ReplicaHealth:
         self._first_probe: float | None = None
         self._slow = 0
         self._wrong = 0
+        self._unanswered = 0
 
     @property
     def verdict(self) -> Verdict:
@@ -167,11 +169,23 @@ class ReplicaHealth:
             self._suspect(f"slow: {text or 'a request was not answered in time'}")
         return self._verdict
 
+    def unanswered(self, now: float, text: str) -> Verdict:
+        """A probe was not answered in time, though heartbeats may be."""
+        self._unanswered += 1
+        if self._unanswered >= _MOST_UNANSWERED:
+            return self._replace(f"deaf: {self._unanswered} probes were not answered")
+        return self.failed(now, "engine_timeout", text)
+
+    def answered(self) -> None:
+        """It transcribed something."""
+        self._unanswered = 0
+
     def probed(self, now: float, seconds: float, text: str, reference: str | None) -> ProbeOutcome:
         """A known sentence was transcribed as ``text``. What follows from it is in `verdict`.
 
         ``reference`` is what a sound replica makes of it; None or empty: only time counts.
         """
+        self.answered()
         if reference and not self._is_alike(text, reference):
             return "wrong"
         return self._judge_time(seconds)
@@ -237,6 +251,7 @@ class ReplicaHealth:
         return "ok"
 
 
+_MOST_UNANSWERED = 3
 _SAME_SILENCE_SECONDS = 0.05
 """Beginnings so close together are of one silence: the two clocks are read apart."""
 

@@ -860,7 +860,10 @@ class Supervisor:
         except ProbeFailed as error:
             self._metrics.probes_total.labels("failed").inc()
             if not replica.heals_itself:
-                replica.health.failed(loop.time(), error.code, str(error))
+                if error.code == EngineTimeout.code:
+                    replica.health.unanswered(loop.time(), str(error))
+                else:
+                    replica.health.failed(loop.time(), error.code, str(error))
                 self._wake.set()
             return
         finally:
@@ -880,6 +883,8 @@ class Supervisor:
     def final_came(self, lease: Lease, seconds: float) -> None:
         """A call got its Final so long after its utterance ended."""
         self._retry.pop(lease.call_id, None)  # what went wrong before is over
+        if (replica := self._holder(lease)) is not None:
+            replica.health.answered()
         self._metrics.stt_final_seconds.labels(lease.mode).observe(seconds)
         self.governor.final_took(asyncio.get_running_loop().time(), seconds, lease.mode)
 
