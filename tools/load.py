@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
+import os
+import platform
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from tools.bot import call
 from tools.bot_report import BotOptions, BotReport
+from tools.page import write
 from tools.sentences import code_words
 from tools.server import Resources, own_server
 from tools.wav import resample
@@ -137,6 +140,7 @@ def main() -> int:
     parser.add_argument("--whisper", action="store_true", help="the small test model listens")
     parser.add_argument("--turns", type=int, default=9, help="about 7 s each (default 9)")
     parser.add_argument("--port", type=int, default=18_480)
+    parser.add_argument("--write", action="store_true", help="write into docs/benchmarks.md")
     arguments = parser.parse_args()
     most = _MOST_CALLERS if arguments.whisper else len(SENTENCES)
     if not 1 <= arguments.callers <= most:
@@ -144,16 +148,40 @@ def main() -> int:
     report = asyncio.run(
         run_load(arguments.callers, arguments.turns, arguments.port, arguments.whisper)
     )
-    responses = report.responses()
-    print(
-        f"{len(report.calls)} calls, {len(responses)} answered turns, response p50 "
-        f"{statistics.median(responses):.2f} s, worst {max(responses):.2f} s, "
-        f"server CPU {report.during_cpu_share:.2f} cores"
-    )
-    print(f"before {report.before}\nafter  {report.after}")
+    section = render(report, arguments.whisper)
+    print(section)
+    if arguments.write:
+        write("load", section)
     for problem in report.problems():
         print(f"load: FAILED {problem}", file=sys.stderr)
     return 1 if report.problems() else 0
+
+
+def render(report: LoadReport, whisper: bool) -> str:
+    """The section of docs/benchmarks.md."""
+    responses = report.responses()
+    before, after = report.before, report.after
+    understood = sum(turn.transcript != "" for _, call in report.calls for turn in call.turns)
+    p50, p95, worst = np.percentile(responses, [50, 95, 100])
+    problems = report.problems()
+    return "\n".join(
+        [
+            f"Measured {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} CPUs "
+            f"({platform.machine()}), server and bots on the same machine, recogniser "
+            f"{MODEL.name if whisper else 'pocketsphinx with a grammar'}, ELIZA, espeak-ng.",
+            "",
+            "| calls at once | turns | answered | response p50 | p95 | worst | server and workers |",
+            "|---|---|---|---|---|---|---|",
+            f"| {len(report.calls)} | {understood} | {len(responses)} | {1000 * p50:.0f} ms "
+            f"| {1000 * p95:.0f} ms | {1000 * worst:.0f} ms "
+            f"| {report.during_cpu_share:.2f} cores |",
+            "",
+            f"Every call's transcripts compared with its own words: {len(problems)} problems. Before "
+            f"and after: memory {before.memory_mb:.0f} and {after.memory_mb:.0f} MB, threads "
+            f"{before.threads} and {after.threads}, tasks {before.tasks:g} and {after.tasks:g}, "
+            f"leases {before.leases:g} and {after.leases:g}.",
+        ]
+    )
 
 
 if __name__ == "__main__":

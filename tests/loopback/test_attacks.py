@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -181,3 +182,29 @@ async def test_a_caller_who_stops_sending_is_heard_to_stop() -> None:
         caller.connection.getSenders()[0].replaceTrack(None)
         await caller.event("conversation.item.input_audio_transcription.completed")
         caller.microphone.say(silence(960))
+
+
+@pytest.mark.parametrize("path", ["fast", "stock"])
+async def test_datagrams_of_strangers_do_no_harm(path: str) -> None:
+    """One empty datagram used to end a call, and a stranger's ClientHello broke its set-up."""
+    async with asyncio.timeout(50), serving(media={"path": path}) as server:
+        async with calling(server.url) as caller:
+            lines = caller.connection.remoteDescription.sdp.splitlines()
+            candidates = (line.split() for line in lines if line.startswith("a=candidate:"))
+            candidate = next(each for each in candidates if "." in each[4])  # an IPv4 one
+            address = candidate[4], int(candidate[5])
+            hello = b"\x16\xfe\xff" + bytes(10) + b"\x01" + bytes(60)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                for datagram in (b"", b"\x00", hello, b"\x80" * 40, b"\x81\xc9" + bytes(30)) * 20:
+                    stranger.sendto(datagram, address)
+            before = len(caller.events)
+            await caller.say(tone(0.8))
+            await caller.event(
+                "conversation.item.input_audio_transcription.completed", after=before
+            )
+            sample = server.metrics.registry.get_sample_value
+            rejected = {
+                reason: sample("voice_rtc_datagrams_rejected_total", {"reason": reason})
+                for reason in ("empty", "not_stun", "stranger")
+            }
+            assert rejected == {"empty": 20, "not_stun": 20, "stranger": 60}
