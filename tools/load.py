@@ -170,15 +170,16 @@ def render(report: LoadReport, whisper: bool) -> str:
             f"({platform.machine()}), server and bots on the same machine, recogniser "
             f"{MODEL.name if whisper else 'pocketsphinx with a grammar'}, ELIZA, espeak-ng.",
             "",
-            "| calls at once | turns | answered | response p50 | p95 | worst | server and workers |",
+            "| calls at once | turns | answered | response p50 | p95 | worst | server, workers |",
             "|---|---|---|---|---|---|---|",
             f"| {len(report.calls)} | {understood} | {len(responses)} | {1000 * p50:.0f} ms "
             f"| {1000 * p95:.0f} ms | {1000 * worst:.0f} ms "
             f"| {report.during_cpu_share:.2f} cores |",
             "",
-            f"Every call's transcripts compared with its own words: {len(problems)} problems. Before "
-            f"and after: memory {before.memory_mb:.0f} and {after.memory_mb:.0f} MB, threads "
-            f"{before.threads} and {after.threads}, tasks {before.tasks:g} and {after.tasks:g}, "
+            f"Every call's transcripts compared with its own words: {len(problems)} problems. "
+            f"Before and after: memory {before.memory_mb:.0f} and {after.memory_mb:.0f} MB, "
+            f"threads {before.threads} and {after.threads}, "
+            f"tasks {before.tasks:g} and {after.tasks:g}, "
             f"leases {before.leases:g} and {after.leases:g}.",
         ]
     )
