@@ -265,6 +265,9 @@ class LeaseBook:
         self._last_ticket = 0
         self._counts = _Counts()
         self._times = _HoldTimes(prior_hold_seconds)
+        self._mean = prior_hold_seconds
+        self._mean_at: float | None = None
+        """``now`` of the mean; None: leases have changed since."""
 
     # -- slots ----------------------------------------------------------------------------------
 
@@ -475,7 +478,10 @@ class LeaseBook:
 
     def mean_hold_seconds(self, now: float) -> float:
         """How long a lease is expected to last, from those that ended and those that go on."""
-        return self._times.mean(sum(_since(hold.since, now) for hold in self._holds.values()))
+        if self._mean_at != now:  # once for a whole line that is told its estimates
+            ages = sum(_since(hold.since, now) for hold in self._holds.values())
+            self._mean, self._mean_at = self._times.mean(ages), now
+        return self._mean
 
     def statistics(self) -> LeaseStatistics:
         """Counts since the beginning, and how things stand."""
@@ -534,6 +540,7 @@ class LeaseBook:
     def _hold(self, call: str, slot: int, waited: float, now: float) -> Granted:
         self._last_lease += 1
         self._holds[call] = Hold(call, slot, self._last_lease, now, waited)
+        self._mean_at = None
         self._holders[slot] = call
         self._counts.granted += 1
         return Granted(call, slot, self._last_lease, waited)
@@ -563,6 +570,7 @@ class LeaseBook:
 
     def _drop_hold(self, call: str) -> Hold:
         hold = self._holds.pop(call)
+        self._mean_at = None
         del self._holders[hold.slot]
         return hold
 
