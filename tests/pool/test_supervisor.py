@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from tests.support.echo_stt import EchoSession, EchoStt, said
 from tests.support.virtual_time import VirtualTimeLoop
 from voice_rtc.engines.base import STT_AS_CONFIGURED, ReplicaSpec, SttEngine, SttOptions
 from voice_rtc.errors import EngineCrashed, EngineUnavailable, StateError
+from voice_rtc.pool import supervisor as supervisor_module
 from voice_rtc.pool.replica import State
 
 
@@ -466,3 +469,25 @@ def test_an_engine_that_answers_heartbeats_and_nothing_else_is_replaced() -> Non
             assert it.engines[0].closed
 
     story(run)
+
+
+# ------------------------------------------------------------------------------- real processes
+
+
+@pytest.mark.parametrize("has_proc", [True, False])
+async def test_the_state_of_a_process_is_seen(
+    has_proc: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_proc:
+        monkeypatch.setattr(supervisor_module, "Path", lambda _: Path("/nowhere"))
+        monkeypatch.setattr(supervisor_module, "_HAS_PROC", False)
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    states = supervisor_module._process_states
+    assert states((process.pid,)) == ("S",)
+    process.send_signal(signal.SIGSTOP)
+    async with asyncio.timeout(10.0):
+        while states((process.pid,)) != ("T",):  # noqa: ASYNC110 - the kernel tells nobody
+            await asyncio.sleep(0.01)
+    process.kill()
+    await process.wait()
+    assert states((process.pid,)) == ("X",)

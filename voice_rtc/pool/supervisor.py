@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("voice_rtc.pool")
 
+_HAS_PROC = Path("/proc/self/stat").exists()
 _EVENTS_KEPT = 50
 _FIRST_RETRY_SECONDS = 0.1
 _LONGEST_RETRY_SECONDS = 2.0
@@ -926,14 +928,26 @@ _LETTERS = {
 
 
 def _process_states(pids: tuple[int, ...]) -> tuple[str, ...]:
-    """As `core.health.Vitals` wants them; ``S`` for all that live."""
-    states = []
-    for pid in pids:
-        try:
-            states.append(_LETTERS.get(psutil.Process(pid).status(), "S"))
-        except psutil.NoSuchProcess:
-            states.append("X")
-    return tuple(states)
+    """As `core.health.Observation` wants them."""
+    return tuple(_process_state(pid) for pid in pids)
+
+
+def _process_state(pid: int) -> str:
+    """By the kernel's own letter where there is /proc: psutil takes 0.1 ms, five times a second."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_bytes()
+    except FileNotFoundError:
+        return "X" if _HAS_PROC else _asked_of_psutil(pid)
+    except OSError:  # it ended between the two steps
+        return "X"
+    return line.rpartition(b")")[2].split()[0].decode()  # a name may hold anything, brackets too
+
+
+def _asked_of_psutil(pid: int) -> str:
+    try:
+        return _LETTERS.get(psutil.Process(pid).status(), "S")
+    except psutil.NoSuchProcess:
+        return "X"
 
 
 def _slug(reason: str) -> str:
