@@ -142,9 +142,24 @@ class PoolView:
         self._server = server
         self._readiness = readiness
         self._born = born
+        self._told = b""
+        self._told_until = float("-inf")
 
     def whole(self, loop_now: float, *, full_ids: bool) -> bytes:
-        """GET /pool: everything, with the history of the last hour."""
+        """GET /pool: everything, with the history of the last hour.
+
+        Anybody may ask as often as he likes, and with a thousand calls it takes tens of
+        milliseconds of the loop that carries their audio: without the token it is made anew at most
+        each `FEED_SECONDS`.
+        """
+        if full_ids:
+            return self._made(loop_now, full_ids=True)
+        if loop_now >= self._told_until:
+            self._told = self._made(loop_now, full_ids=False)
+            self._told_until = loop_now + FEED_SECONDS
+        return self._told
+
+    def _made(self, loop_now: float, *, full_ids: bool) -> bytes:
         pool = self._server.pool
         history = pool.history() if pool is not None else NO_HISTORY
         return _encoded({**self._status(loop_now), "history": history}, full_ids)

@@ -317,6 +317,23 @@ def test_one_snapshot_serves_all_who_listen_and_none_is_made_for_nobody() -> Non
     run_virtual(story())
 
 
+def test_strangers_who_ask_without_end_cost_one_snapshot_a_second() -> None:
+    server = ScriptedServer()
+    view = view_of(server)
+    asked = []
+    snapshot = server.snapshot
+    server.snapshot = lambda: asked.append(1) or snapshot()  # type: ignore[method-assign,func-returns-value]
+    bodies = {view.whole(5.0 + number / 1000, full_ids=False) for number in range(900)}
+    assert len(bodies) == 1 and b'"redacted":true' in bodies.pop()
+    once = len(asked)
+    assert once <= 3
+    view.whole(6.5, full_ids=False)
+    assert len(asked) == 2 * once
+    for _ in range(3):  # an operator wants to see what came of an action
+        assert b'"redacted":false' in view.whole(6.6, full_ids=True)
+    assert len(asked) == 5 * once
+
+
 def test_a_slow_listener_misses_events_and_then_hears_the_newest() -> None:
     async def story() -> None:
         server = ScriptedServer()

@@ -934,11 +934,12 @@ def _process_states(pids: tuple[int, ...]) -> tuple[str, ...]:
 
 def _process_state(pid: int) -> str:
     """By the kernel's own letter where there is /proc: psutil takes 0.1 ms, five times a second."""
+    if not _HAS_PROC:
+        return _asked_of_psutil(pid)
     try:
-        line = Path(f"/proc/{pid}/stat").read_bytes()
-    except FileNotFoundError:
-        return "X" if _HAS_PROC else _asked_of_psutil(pid)
-    except OSError:  # it ended between the two steps
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            line = file.read()
+    except OSError:  # it is gone, maybe between the two steps
         return "X"
     return line.rpartition(b")")[2].split()[0].decode()  # a name may hold anything, brackets too
 
