@@ -8,6 +8,10 @@ from voice_rtc.core.buffers import Policy
 from voice_rtc.engines.base import Partial, SttResult
 from voice_rtc.inbox import Inbox
 
+_MOST_DISCARDED = 1000
+"""Fences that are remembered: of utterances that were discarded without any result after them, as
+in a noisy place. What is still to come of older ones would be hours late."""
+
 
 class ResultStream:
     """Results of one session: finals are never dropped, discarded utterances never delivered."""
@@ -25,6 +29,8 @@ class ResultStream:
     def discard(self, utterance: int) -> None:
         """A fence: what waits of ``utterance`` and what may still come is not delivered."""
         self._discarded.add(utterance)
+        if len(self._discarded) > _MOST_DISCARDED:
+            self._discarded.remove(min(self._discarded))
 
     def close(self) -> None:
         """End the stream at once: what waits is dropped."""
