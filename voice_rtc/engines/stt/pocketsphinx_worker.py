@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from voice_rtc.core.audio import LISTEN_RATE_HZ, Samples
+from voice_rtc.engines.parent import end_with_parent
 from voice_rtc.engines.process import FrameReader, frame
 from voice_rtc.engines.stt import pocketsphinx_protocol as protocol
 from voice_rtc.engines.stt.grammar import words_of
@@ -330,6 +331,7 @@ def serve(stdin: int, stdout: int) -> None:
 
 def main() -> None:
     """Entry point of the process."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; stdin ends us
     # Whatever C code prints must not get between the frames.
     stdout = os.dup(1)

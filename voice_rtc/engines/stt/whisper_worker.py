@@ -32,6 +32,7 @@ from voice_rtc.core.scheduling import (
     TranscriptionRequest,
     WindowPolicy,
 )
+from voice_rtc.engines.parent import end_with_parent
 from voice_rtc.engines.stt import whisper_protocol as protocol
 from voice_rtc.engines.stt.whisper_model import BatchWhisper, Transcript, WhisperRequest
 from voice_rtc.errors import EngineCrashed, EngineError, EngineUnavailable, OutOfGpuMemory
@@ -700,6 +701,7 @@ def _end_with_thread(failed: threading.ExceptHookArgs) -> None:
 
 def main(load: Callable[[protocol.Setup], Loaded] = load_model) -> None:
     """Entry point of the process; does not return."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; stdin ends us
     threading.excepthook = _end_with_thread
     # Whatever C code prints must not get between the frames.
