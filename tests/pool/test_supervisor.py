@@ -391,6 +391,26 @@ def test_a_mode_that_cannot_be_opened_is_tried_ever_more_rarely() -> None:
     story(run)
 
 
+def test_an_engine_that_cannot_even_be_closed_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        async with rig() as it, it.pool.lease("a") as lease:
+
+            async def fail() -> None:
+                raise OSError("the device is gone")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(it.engines[0], "aclose", fail)
+                it.engines[0].kill()
+                async with asyncio.timeout(5.0):
+                    assert await transcribe(lease, 1, 5) == said(5, 960)
+            assert it.engine_of(lease) is it.engines[1]
+            assert not it.pool.supervisor._replacing
+
+    story(run)
+
+
 # ----------------------------------------------------------------------------------- spares
 
 

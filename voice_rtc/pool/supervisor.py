@@ -481,8 +481,18 @@ class Supervisor:
         return calls
 
     async def _succeed(self, replica: Replica, heir: Replica | None, calls: list[str]) -> None:
-        await self._hear_out(calls)
-        await self._drop(replica)
+        try:
+            await self._hear_out(calls)
+            await self._guarded(self._drop(replica))  # a successor comes whatever its end is like
+            if heir is None:
+                await self._load_successor(replica)
+        finally:
+            del self._replacing[replica.name]
+            self._wake.set()
+            self.refill_spares()
+
+    async def _load_successor(self, replica: Replica) -> None:
+        heir: Replica | None = None
         while heir is None and not self._stopping and self._is_needed(replica):
             wait = self._restarts_of(replica).died(asyncio.get_running_loop().time())
             if wait:
@@ -494,9 +504,6 @@ class Supervisor:
                     await self._move(self._pool.lease_of(call_id), heir)
             elif heir is not None:
                 self.retire(heir, "its call is over")
-        del self._replacing[replica.name]
-        self._wake.set()
-        self.refill_spares()
 
     async def _hear_out(self, calls: list[str]) -> None:
         """Until these calls have heard which of their utterances were in work at the end."""
