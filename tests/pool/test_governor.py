@@ -662,6 +662,7 @@ def test_a_process_that_uses_its_core_up_turns_calls_away_if_its_loop_feels_it()
     async def run() -> None:
         async with governed() as it, asyncio.TaskGroup() as tasks:
             busy = Busy(tasks)
+            caller = await it.pool.allocate_instance("a")  # nobody is refused without a call
             it.machine.use_cores(1.7)  # engines, in threads of their own
             await asyncio.sleep(60.0)
             assert it.status["admission"]["state"] == "open"
@@ -672,6 +673,7 @@ def test_a_process_that_uses_its_core_up_turns_calls_away_if_its_loop_feels_it()
             it.machine.use_cores(0.7)
             await until(lambda: it.status["admission"]["state"] == "open", 30.0)
             busy.end()
+            await it.pool.return_instance(caller)
 
     story(run)
 
