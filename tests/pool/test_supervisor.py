@@ -411,6 +411,39 @@ def test_an_engine_that_cannot_even_be_closed_is_replaced(
     story(run)
 
 
+def test_what_is_being_closed_when_the_pool_ends_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And one that cannot be closed keeps the others from nothing."""
+
+    async def run() -> None:
+        closed: list[EchoStt] = []
+        async with rig(spares=2) as it:
+            await until(lambda: len(it.loaded) == 3)
+
+            def closing(engine: EchoStt, *, fails: bool = False) -> None:
+                at_once = engine.aclose
+
+                async def slowly() -> None:
+                    await at_once()
+                    if fails:
+                        raise OSError("the device is gone")
+                    await asyncio.sleep(2.0)
+                    closed.append(engine)
+
+                monkeypatch.setattr(engine, "aclose", slowly)
+
+            closing(it.engines[1])
+            closing(it.engines[2])
+            it.engines[1].kill()
+            await until(lambda: it.engines[1].closed)
+            await until(lambda: len(it.engines) == 4, seconds=5.0)
+            closing(it.engines[3], fails=True)
+        assert set(closed) == {it.engines[1], it.engines[2]}
+
+    story(run)
+
+
 # ----------------------------------------------------------------------------------- spares
 
 

@@ -164,7 +164,7 @@ class Supervisor:
             await asyncio.wait(self._own, timeout=_CLOSING_SECONDS)
         for replica in self._all:
             if replica.engine is not self._first:
-                await replica.engine.aclose()
+                await self._guarded(replica.engine.aclose())
         self._all.clear()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -281,9 +281,11 @@ class Supervisor:
 
     async def _drop(self, replica: Replica) -> None:
         replica.state = State.RETIRED
-        if replica in self._all:
-            self._all.remove(replica)
-        await replica.engine.aclose()
+        try:
+            await replica.engine.aclose()
+        finally:
+            if not self._stopping and replica in self._all:  # else `stop` sees it to its end
+                self._all.remove(replica)
 
     def retire(self, replica: Replica, why: str) -> None:
         """It is not needed any more: close it now. It must hold no lease."""
