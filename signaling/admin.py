@@ -130,7 +130,7 @@ async def pool_events(request: web.Request) -> web.StreamResponse:
     """Server-sent events: ``status`` each second. Raises TooManyListeners."""
     admin = request.app[ADMIN]
     full_ids = admin.may_see(request)
-    with admin.feed.seat():
+    with admin.feed.seat(operator=full_ids):
         async with sse_response(request, send_timeout=_STALLED_SECONDS) as response:
             await _follow(admin.feed, response, full_ids)
     return response

@@ -206,20 +206,29 @@ class PoolFeed:
         self._tick = -1
         self._status: Json = {}
         self._encoded: dict[bool, bytes] = {}
-        self.listeners = 0
+        self._seats = {True: 0, False: 0}
+        """Taken: by operators, who have as many of their own, and by anybody else."""
         self.made = 0
         """Snapshots so far."""
 
+    @property
+    def listeners(self) -> int:
+        """All who follow now."""
+        return sum(self._seats.values())
+
     @contextmanager
-    def seat(self) -> Iterator[None]:
-        """A listener's place. Raises TooManyListeners."""
-        if self.listeners >= self._most:
+    def seat(self, *, operator: bool = False) -> Iterator[None]:
+        """A listener's place. Raises TooManyListeners.
+
+        Strangers take none of an operator's, who must see what goes on.
+        """
+        if self._seats[operator] >= self._most:
             raise TooManyListeners
-        self.listeners += 1
+        self._seats[operator] += 1
         try:
             yield
         finally:
-            self.listeners -= 1
+            self._seats[operator] -= 1
 
     def newest(self, *, full_ids: bool) -> bytes:
         """The present state; made when this second's is first asked for."""

@@ -270,6 +270,16 @@ async def test_listeners_are_bounded_and_their_places_come_free() -> None:
             again.close()
 
 
+async def test_strangers_do_not_keep_an_operator_from_the_feed() -> None:
+    async with PoolRig(listeners=1) as rig, aiohttp.ClientSession(rig.url) as http:
+        async with asyncio.timeout(10), http.get("/pool/events") as stranger:
+            await next_event(stranger)
+            async with http.get("/pool/events", headers=OPERATOR) as operator:
+                assert (await next_event(operator))["redacted"] is False
+                async with http.get("/pool/events", headers=OPERATOR) as another:
+                    assert another.status == 503, "their places are bounded too"
+
+
 async def test_listeners_end_with_the_server() -> None:
     async with PoolRig() as rig, aiohttp.ClientSession(rig.url) as http:
         async with asyncio.timeout(10), http.get("/pool/events") as response:
