@@ -77,11 +77,12 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def frames(caller: Caller, count: int) -> Samples:
-    """The next ``count`` frames of 20 ms that the caller hears."""
+    """What the caller hears in ``count`` frames of 20 ms; while the server is silent, nothing."""
     first = len(caller.frames)
-    while len(caller.frames) < first + count:
-        await caller.frame()
-    return np.concatenate([samples for _, samples in caller.frames[first : first + count]])
+    for _ in range(count):
+        await caller.microphone.frame()
+    heard = [samples for _, samples in caller.frames[first:]]
+    return np.concatenate(heard or [np.zeros(960, np.int16)])
 
 
 async def sound(caller: Caller) -> None:

@@ -38,6 +38,11 @@ class Microphone(MediaStreamTrack):
         self._pts = 0
         self.spoken = asyncio.Event()
         self.spoken.set()
+        self._sent = asyncio.Event()
+
+    async def frame(self) -> None:
+        """Wait until the next frame was sent: 20 ms, whatever the other side sends."""
+        await self._sent.wait()
 
     def say(self, samples: Samples) -> None:
         self._queue = np.concatenate([self._queue, samples])
@@ -58,6 +63,8 @@ class Microphone(MediaStreamTrack):
         frame.pts = self._pts
         frame.time_base = Fraction(1, 48_000)
         self._pts += 960
+        self._sent.set()
+        self._sent = asyncio.Event()
         return frame
 
 
