@@ -355,8 +355,8 @@ def test_media_that_carry_enough_are_not_spoken_of() -> None:
     assert sizing(with_media(0.9 / 4), state) == sizing(FREE, state)
 
 
-def test_the_default_is_what_was_measured_for_the_stock_path() -> None:
-    assert sizing(Settings(), given("shared", curve=curve(0.001))).slots == 15
+def test_the_default_is_what_was_measured_for_the_fast_path() -> None:
+    assert sizing(Settings(), given("shared", curve=curve(0.001))).slots == 30
 
 
 def test_an_operator_who_wants_more_than_the_process_carries_gets_it_and_is_told() -> None:
