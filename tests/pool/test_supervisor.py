@@ -542,3 +542,49 @@ async def test_the_state_of_a_process_is_seen(
     process.kill()
     await process.wait()
     assert states((process.pid,)) == ("X",)
+
+
+def loads_one_after_the_other(
+    it: Rig, seconds: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next engines take so long to load; 0.0: they fail at once."""
+    make = it.pool.supervisor._factory
+    assert make is not None
+    times = iter(seconds)
+
+    def timed(spec: ReplicaSpec) -> SttEngine:
+        engine = make(spec)
+        assert isinstance(engine, EchoStt)
+        takes = next(times, 0.0)
+        if takes:
+            loads_in(engine, takes, monkeypatch)
+        else:
+            engine.start_error = EngineUnavailable("not now")
+        return engine
+
+    monkeypatch.setattr(it.pool.supervisor, "_factory", timed)
+
+
+@pytest.mark.parametrize("heir", [9.0, 0.0])
+@pytest.mark.parametrize("mode", ["shared", "dedicated"])
+def test_a_spare_that_is_ready_before_the_successor_takes_over(
+    heir: float, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be that still loading, or not even that because it failed."""
+
+    async def run() -> None:
+        async with rig(mode=mode, spares=1) as it, it.pool.lease("a") as lease:
+            await until(lambda: spares(it) == [f"{mode} ready"])
+            loads_one_after_the_other(it, (3.0, heir, *[heir] * 9), monkeypatch)
+            it.engines[1].kill()
+            await until(lambda: spares(it) == [f"{mode} starting"])
+            it.engines[0].kill()
+            async with asyncio.timeout(4.0):
+                assert await transcribe(lease, 1, 5) == said(5, 960)
+            assert it.engine_of(lease) is it.engines[2]
+            await asyncio.sleep(20.0)
+            assert serving(it, mode) == 1
+            if heir:
+                assert spares(it) == [f"{mode} ready"] and len(it.loaded) == 2
+
+    story(run)

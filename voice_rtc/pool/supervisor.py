@@ -67,6 +67,7 @@ _LONGEST_RETRY_SECONDS = 2.0
 _CLOSING_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 0.25
 """How long the results of an engine that was ended are waited for."""
+_SPARE_LOOK_SECONDS = 0.1
 _SPARES_SECONDS = 1.0
 """How often it is looked whether there is room for a spare meanwhile."""
 
@@ -347,6 +348,8 @@ class Supervisor:
                 return
             if spare.role == "serving":  # somebody came meanwhile
                 group.add_slot(asyncio.get_running_loop().time())
+            elif group.mode == self._pool.mode and self._overtake(spare):
+                continue
             elif group.mode != self._pool.mode or not self.governor.may_load:
                 self.retire(spare, "it is not wanted any more")
 
@@ -499,13 +502,39 @@ class Supervisor:
             wait = self._restarts_of(replica).died(asyncio.get_running_loop().time())
             if wait:
                 self.note(f"the successor of {replica.name} is loaded in {wait:g} s")
-                await asyncio.sleep(wait)
+            heir = await self._spare_within(wait, replica)
+            if heir is not None:
+                return
             heir = await self._start_or_note(replica.mode, replica.role, replica.device)
             if heir is not None and self._is_needed(replica):
                 for call_id in self._replace_in_isolation(replica, heir):
                     await self._move(self._pool.lease_of(call_id), heir)
             elif heir is not None:
                 self.retire(heir, "its call is over")
+
+    async def _spare_within(self, seconds: float, replica: Replica) -> Replica | None:
+        """The spare that takes over, if one is ready before the time is up."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (left := end - loop.time()) > 0.0:
+            await asyncio.sleep(min(_SPARE_LOOK_SECONDS, left))
+            if (spare := self._promote_spare(replica)) is not None:
+                self._wake.set()
+                return spare
+        return None
+
+    def _overtake(self, spare: Replica) -> bool:
+        """It is ready before the successor of one that serves: they change places."""
+        if not self._successor_comes(spare.mode):
+            return False
+        loading = (r for r in self.serving(spare.mode) if r.state is State.STARTING)
+        heir = next(loading, None)
+        if heir is None:
+            return False
+        spare.role, heir.role = "serving", "spare"
+        self.note(f"spare {spare.name} takes over; {heir.name} is to be in reserve")
+        self._wake.set()
+        return True
 
     async def _hear_out(self, calls: list[str]) -> None:
         """Until these calls have heard which of their utterances were in work at the end."""
