@@ -8,6 +8,8 @@ const CALLS_URL = "/v1/realtime/calls";
 const CHANNEL = "oai-events";
 const ANSWER_MS = 15_000;
 const CONNECT_MS = 20_000;
+/** So long a connection stays after hanging up, for the server to hear of it first. */
+const TELL_MS = 1_000;
 /** ICE recovers by itself from short gaps; past this a gap is a loss. */
 const GAP_MS = 8_000;
 /** Nothing that was said is lost by calling again from the waiting line, and the place is kept. */
@@ -180,9 +182,12 @@ export class Call {
 
   /** End the call on both sides, and give up its place in the line. Safe to call twice. */
   hangUp() {
-    if (this.id && !this.#explained && !this.#told) void endCall(this.id);
+    this.#leave();
+    if (!this.id || this.#explained || this.#told) return this.#peer.close();
     this.#told = true;
-    this.drop(); // not before: the server is to know first that it was no accident
+    // The connection closes after that: one that closes first is an accident to the server.
+    const told = Promise.race([endCall(this.id), new Promise((done) => setTimeout(done, TELL_MS))]);
+    void told.then(() => this.#peer.close());
   }
 
   /**
@@ -190,13 +195,17 @@ export class Call {
    * Safe to call twice, and while the page goes away.
    */
   drop() {
-    if (this.#over) return;
+    this.#leave();
+    this.#peer.close();
+  }
+
+  /** Nothing that still comes is heard any more. Whoever owns the microphone stops it. */
+  #leave() {
     this.#over = true;
     clearTimeout(this.#gapTimer);
     this.#peer.onconnectionstatechange = null;
     this.#channel.onclose = null;
     this.#channel.onmessage = null;
-    this.#peer.close();
   }
 }
 
