@@ -38,7 +38,7 @@ run: $(VENV)/.installed ## install what is missing and serve on http://localhost
 	@exec $(BIN)/voice-rtc serve $(ARGS)
 
 test: $(VENV)/.dev browser promtool ## install what is missing and run every test
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
 
 test-extras: $(EXTRAS_VENV)/.installed ## run the tests that need PyTorch, Kokoro and RealtimeSTT (2.4 GB)
 	$(EXTRAS_VENV)/bin/python -m pytest -q $(EXTRAS_TESTS) $(ARGS)

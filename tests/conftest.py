@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.leaks import no_process_leaks, no_task_leaks, no_thread_leaks
+
+_REAL_TIME = [Path(__file__).parent / folder for folder in ("browser", "loopback", "tools")]
+"""Folders whose tests hold real calls."""
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +32,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Async tests get `no_tasks_left`, before their own fixtures so that it is checked after them.
 
     Not autouse: sync tests would get an event loop for nothing, in which Playwright refuses to run.
+    Tests in real time are one group: with several workers they still run one after the other.
     """
     for item in items:
+        if any(item.path.is_relative_to(folder) for folder in _REAL_TIME):
+            item.add_marker(pytest.mark.xdist_group("real time"))
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             item.fixturenames.insert(item.fixturenames.index("no_leaks") + 1, "no_tasks_left")
