@@ -242,7 +242,8 @@ class VadSettings(Section):
     """Voice activity detection."""
 
     engine: Literal["auto", "silero", "webrtc", "threshold"] = "auto"
-    """``auto`` is Silero behind a webrtcvad gate; ``threshold`` is the fake for tests."""
+    """``auto`` is Silero behind two gates, the client's own audio level and webrtcvad;
+    ``threshold`` is the fake for tests."""
     gate_aggressiveness: int = Field(1, ge=0, le=3)
     """webrtcvad mode of the gate before Silero; 3 filters most."""
 

@@ -15,13 +15,16 @@ due. It reads plain RTP; SRTP is its caller's business.
 from __future__ import annotations
 
 import numpy as np
+import structlog
 
-from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm, Samples, silence
+from voice_rtc.core.audio import LISTEN_RATE_HZ, SILENCE_DBOV, Pcm, Samples, silence
 from voice_rtc.core.reorder import Received, ReorderWindow
 from voice_rtc.core.rtp import RtpPacket, parse
 from voice_rtc.inbox import Inbox
 from voice_rtc.media.opus import Decoder, OpusError
 from voice_rtc.metrics import Metrics
+
+log = structlog.get_logger("voice_rtc.media")
 
 CLOCK_HZ = 48_000
 """Of Opus timestamps, whatever the rate (RFC 7587 section 4.1)."""
@@ -38,6 +41,12 @@ _QUIET_SECONDS = 0.3
 """The same in the middle of speech: the network may be slow."""
 _DTX_BYTES = 2
 """A frame of so few bytes says that there is nothing to hear (RFC 6716 section 3.1)."""
+_SILENT_DBOV = -70
+"""A sender that measures so little claims that there is nothing to hear."""
+_AUDIBLE = 328
+"""Amplitude that such a claim does not go with: -40 dBov."""
+_CHECK_EVERY = 10
+"""One claim of silence in so many is held against the sound."""
 _STRANGER_SECONDS = 0.5
 """Another source is believed when the present one was silent for so long."""
 
@@ -83,8 +92,11 @@ class InboundRtp:
         self._counted_lost = 0
         self.frames = 0
         """Packets played."""
-        self.level_dbov: int | None = None
-        """Of the newest packet, as the sender tells it."""
+        self._level_dbov: int | None = None
+        """Of the packet that is played, as the sender tells it; None: not known."""
+        self._claims = 0
+        """Packets that their sender said to be silent."""
+        self._believes_levels = True
 
     # ------------------------------------------------------------------------ what comes
 
@@ -99,9 +111,12 @@ class InboundRtp:
             return None
         if packet.payload:
             self._last_came = now
-            self.level_dbov = packet.level_dbov
             released = self._window.push(packet.sequence, packet.timestamp, packet.payload, now)
+            # Levels are not kept with packets that wait: those are few.
+            alone = len(released) == 1 and released[0].timestamp == packet.timestamp
+            self._level_dbov = packet.level_dbov if alone and self._believes_levels else None
             self._play_all(released, now)
+            self._level_dbov = None
         return packet
 
     def _objection(self, packet: RtpPacket, now: float) -> str:
@@ -195,7 +210,19 @@ class InboundRtp:
         self._duration = duration
         self._paused = len(packet.payload) <= _DTX_BYTES
         self._expected = packet.timestamp + _RATIO * duration
-        self._emit(samples)
+        self._emit(samples, self._checked_level(samples))
+
+    def _checked_level(self, samples: Samples) -> int | None:
+        """What the sender says, unless it was once found to say that speech is silence."""
+        level = self._level_dbov
+        if level is None or level > _SILENT_DBOV:
+            return level
+        self._claims += 1
+        if self._claims % _CHECK_EVERY == 1 and np.ptp(samples.astype(np.int32)) > 2 * _AUDIBLE:
+            self._believes_levels = False
+            log.warning("audio_levels_not_believed", said=level)
+            return None
+        return level
 
     def _fill_hole(self, packet: Received) -> None:
         if self._expected is None:
@@ -240,15 +267,15 @@ class InboundRtp:
         self._count(method, samples)
         # In pieces: the inbox drops whole ones, and a long one might not fit at all.
         for start in range(0, samples, _FRAME):
-            self._emit(silence(min(_FRAME, samples - start)))
+            self._emit(silence(min(_FRAME, samples - start)), SILENCE_DBOV)
 
     def _count(self, method: str, samples: int) -> None:
         if samples > 0:
             self._metrics.frames_concealed_total.labels(method).inc(samples / _FRAME)
 
-    def _emit(self, samples: Samples) -> None:
+    def _emit(self, samples: Samples, level_dbov: int | None = None) -> None:
         if len(samples):
-            self._inbox.put(Pcm(np.ascontiguousarray(samples), self._at))
+            self._inbox.put(Pcm(samples, self._at, level_dbov=level_dbov))
             self._at += len(samples)
 
 
