@@ -60,6 +60,7 @@ RULES: dict[str, tuple[str, ...]] = {
             *LEAVES,
         ),
     ),
+    "tools.bench_opus": ("tools", CORE, "voice_rtc.media.opus", *LEAVES),
     "tools": ("tools", CORE, ERRORS, "voice_rtc.engines.fakes"),
     "web": ("web",),
 }

@@ -96,6 +96,10 @@ class MediaSettings(Section):
     """Use the addresses that an offer names; needed when the server itself is behind NAT."""
     connect_deadline_seconds: Seconds = 15.0
     """A call whose media is not connected by then is ended."""
+    opus_bitrate: int = Field(56_000, ge=6_000, le=128_000)
+    """Bit/s of the agent's voice while it speaks (fast path; CELT, docs/benchmarks.md)."""
+    opus_complexity: int = Field(0, ge=0, le=10)
+    """Of the Opus encoder (fast path); 5 takes twice the time of 0."""
     inbound_buffer_seconds: Annotated[float, Field(ge=0.5, le=60)] = 2.0
     """Inbound audio waiting for the listener; past it the oldest is dropped and counted."""
     reply_buffer_seconds: Seconds = 3.0

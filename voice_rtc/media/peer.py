@@ -112,7 +112,12 @@ class Peer:
             if not payload_types:
                 return  # PCMU or PCMA: aiortc's codecs do
             rtp = InboundRtp(self.inbound, self._metrics, payload_types=payload_types)
-            joint = Joint(rtp, OutboundRtp(self._source, self._metrics), self._metrics)
+            voice = OutboundRtp(
+                self._source, self._metrics,
+                bitrate=self._settings.media.opus_bitrate,
+                complexity=self._settings.media.opus_complexity,
+            )  # fmt: skip
+            joint = Joint(rtp, voice, self._metrics)
             joint.attach(audio)
         except (Misfit, OpusError) as error:
             if path == "fast":
