@@ -9,7 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 import web as pages
-from signaling import admin, realtime
+from signaling import admin, realtime, relay
 from signaling.pool_view import PoolView, Readiness
 from signaling.server_state import METRICS, REGISTRY, SETTINGS, STATE, ServerState
 from voice_rtc.call.registry import CallRegistry
@@ -39,6 +39,7 @@ def build_app(
     app[STATE] = state
     app.add_routes(routes)
     app.add_routes(realtime.routes)
+    app.add_routes(relay.routes)
 
     def readiness() -> Readiness:
         body = state.render(registry)

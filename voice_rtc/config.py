@@ -113,6 +113,19 @@ class MediaSettings(Section):
     more and its event loop feels it, no call is taken."""
 
 
+class RelaySettings(Section):
+    """TURN servers that clients behind strict firewalls reach this server through."""
+
+    urls: tuple[Annotated[str, Field(pattern=r"^turns?:\S+$")], ...] = ()
+    """TURN URLs (``turn:host:3478?transport=udp``, ``turns:host:443?transport=tcp``) that clients
+    are told by ``GET /v1/realtime/ice``; empty: none."""
+    secret: SecretStr = SecretStr("")
+    """Shared with the TURN server (coturn: ``use-auth-secret``, ``static-auth-secret``); each
+    client gets a user name and a password made of it."""
+    ttl_seconds: int = Field(3600, ge=60, le=86_400)
+    """How long such a password may be used to begin a call."""
+
+
 class SessionSettings(Section):
     """How long calls may last."""
 
@@ -368,6 +381,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     limits: LimitSettings = LimitSettings()
     media: MediaSettings = MediaSettings()
+    relay: RelaySettings = RelaySettings()
     session: SessionSettings = SessionSettings()
     turns: TurnSettings = TurnSettings()
     pool: PoolSettings = PoolSettings()

@@ -3,6 +3,7 @@
  */
 
 import { CallFailure, refusal } from "/static/errors.js";
+import { iceConfiguration } from "/static/ice.js";
 
 const CALLS_URL = "/v1/realtime/calls";
 const CHANNEL = "oai-events";
@@ -27,8 +28,10 @@ const WAITING_GAP_MS = 2_000;
 export class Call {
   /** @type {string} */
   id = "";
-  #peer = new RTCPeerConnection();
-  #channel = this.#peer.createDataChannel(CHANNEL);
+  /** @type {RTCPeerConnection} */
+  #peer;
+  /** @type {RTCDataChannel} */
+  #channel;
   /** @type {RTCRtpSender} */
   #sender;
   /** @type {Listeners} */
@@ -42,9 +45,11 @@ export class Call {
   #gapTimer = 0;
   #greet = () => {};
 
-  /** @param {MediaStreamTrack} track @param {Listeners} listeners */
-  constructor(track, listeners) {
+  /** @param {RTCConfiguration} ice @param {MediaStreamTrack} track @param {Listeners} listeners */
+  constructor(ice, track, listeners) {
     this.#listeners = listeners;
+    this.#peer = new RTCPeerConnection(ice);
+    this.#channel = this.#peer.createDataChannel(CHANNEL);
     this.#sender = this.#peer.addTrack(track, new MediaStream([track]));
     this.#peer.ontrack = ({ track: remote, streams }) => {
       listeners.onRemoteStream(streams[0] ?? new MediaStream([remote]));
@@ -62,7 +67,7 @@ export class Call {
    * @throws {CallFailure} or an AbortError
    */
   static async place(track, listeners, signal, resume = "") {
-    const call = new Call(track, listeners);
+    const call = new Call(await iceConfiguration(signal), track, listeners);
     try {
       await call.#connect(signal, resume);
       return call;

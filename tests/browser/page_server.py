@@ -329,6 +329,7 @@ class PageServer:
         app.router.add_get("/", self._index)
         app.router.add_static("/static/", WEB)
         app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/v1/realtime/ice", self._ice)
         app.router.add_post("/v1/realtime/calls", self._offer)
         app.router.add_delete("/v1/realtime/calls/{id}", self._hang_up)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -364,6 +365,9 @@ class PageServer:
     async def _readyz(self, _request: web.Request) -> web.Response:
         status = 200 if self.readiness["status"] == "ready" else 503
         return web.json_response(self.readiness, status=status)
+
+    async def _ice(self, _request: web.Request) -> web.Response:
+        return web.json_response({"ice_servers": [], "ttl_seconds": 3600})
 
     async def _offer(self, request: web.Request) -> web.Response:
         assert request.content_type == "application/sdp"
