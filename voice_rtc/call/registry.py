@@ -120,13 +120,21 @@ class CallRegistry:
         log.info("draining" if draining else "admitting", calls=len(self._calls))
 
     def create(
-        self, channel_label: str, spare_events: frozenset[str], line: LineWish = AS_IT_COMES
+        self,
+        channel_label: str,
+        spare_events: frozenset[str],
+        line: LineWish = AS_IT_COMES,
+        *,
+        heartbeat: str = "",
     ) -> Call:
-        """Admit a call. Raises AdmissionError. `start` or `abandon` must follow."""
+        """Admit a call. Raises AdmissionError. `start` or `abandon` must follow.
+
+        The rest is as in `PeerSettings`.
+        """
         call_id = f"rtc_{token_hex(10)}"
         ports = self._admit(call_id, line)
         peer = PeerSettings(
-            self._settings.media, self._settings.limits, channel_label, spare_events
+            self._settings.media, self._settings.limits, channel_label, spare_events, heartbeat
         )
         call = Call(call_id, ports, peer, line)
         self._calls[call.id] = call
