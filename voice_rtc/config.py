@@ -116,6 +116,9 @@ class MediaSettings(Section):
     aiortc's tracks; ``auto``: fast where it fits the installation and the client, else stock."""
     ice_servers: tuple[Annotated[str, Field(pattern=r"^stun:\S+$")], ...] = ()
     """STUN URLs (``stun:host:port``) for the server's own side; empty: host candidates only."""
+    udp_ports: str = ""
+    """UDP ports of the calls, ``first-last``, e.g. ``50000-50199``, for a firewall. A call takes
+    one on each address of the server; one without a free port is refused. Empty: any port."""
     keep_remote_candidates: bool = False
     """Use the addresses that an offer names; needed when the server itself is behind NAT."""
     connect_deadline_seconds: Seconds = 15.0
@@ -129,6 +132,25 @@ class MediaSettings(Section):
     """Inbound audio waiting for the listener; past it the oldest is dropped and counted."""
     reply_buffer_seconds: Seconds = 3.0
     """Speech made ahead of playout; synthesis waits when it is reached."""
+
+    @field_validator("udp_ports")
+    @classmethod
+    def _is_range(cls, value: str) -> str:
+        if value:
+            first, dash, last = value.partition("-")
+            if not dash or not (first.isdecimal() and last.isdecimal()):
+                raise ValueError("must be two ports, first-last, e.g. 50000-50199")
+            if not 1 <= int(first) <= int(last) <= 65_535:
+                raise ValueError("the first port must not be above the last, from 1 to 65535")
+        return value
+
+    @property
+    def udp_port_range(self) -> range | None:
+        """The ports of ``udp_ports``; None for any."""
+        if not self.udp_ports:
+            return None
+        first, last = self.udp_ports.split("-")
+        return range(int(first), int(last) + 1)
 
     @model_validator(mode="after")
     def _suspended_before_ended(self) -> Self:

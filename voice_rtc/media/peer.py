@@ -13,6 +13,7 @@ from aiortc import (
     MediaStreamTrack,
     RTCConfiguration,
     RTCDataChannel,
+    RTCDtlsTransport,
     RTCIceServer,
     RTCPeerConnection,
     RTCRtpTransceiver,
@@ -30,6 +31,7 @@ from voice_rtc.media.guard import check_offer, strip_candidates
 from voice_rtc.media.inbound import InboundAudio
 from voice_rtc.media.joint import Joint, Misfit, opus_only, why_not
 from voice_rtc.media.joint_ice import SocketGuard
+from voice_rtc.media.joint_ports import PortRange, use_ports
 from voice_rtc.media.joint_sctp import AssociationGuard
 from voice_rtc.media.opus import OpusError
 from voice_rtc.media.outbound import FrameSource, OutboundTrack
@@ -54,6 +56,8 @@ class PeerSettings:
     """Label of the data channel that carries events; others are closed."""
     spare_events: frozenset[str] = frozenset()
     """Types of events that may be dropped when the client does not read."""
+    ports: PortRange | None = None
+    """Where to listen; None: on any port."""
     heartbeat: str = ""
     """Type of the messages by which a client shows that it lives; answered by the same."""
 
@@ -108,6 +112,9 @@ class Peer:
             audio = self._choose_media()
             self._go_past(audio)
             self._guard_association()
+            if self._settings.ports is not None:
+                for transport in self._transports(audio):
+                    use_ports(transport, self._settings.ports)
             await self._connection.setLocalDescription(await self._connection.createAnswer())
             self._guard_sockets(audio)
         except (VoiceRtcError, Misfit):
@@ -162,12 +169,7 @@ class Peer:
 
     def _guard_sockets(self, audio: RTCRtpTransceiver) -> None:
         """Let nothing of strangers through, and audio go its way."""
-        # One and the same for all, unless the client does without BUNDLE.
-        transports = [audio.receiver.transport]
-        others = [each.receiver.transport for each in self._connection.getTransceivers()]
-        if self._connection.sctp is not None:
-            others.append(self._connection.sctp.transport)
-        transports += {each for each in others if each is not transports[0]}
+        transports = self._transports(audio)
         try:
             for transport in transports:
                 guard = SocketGuard(transport, self._settings.limits, self._metrics)
@@ -179,6 +181,13 @@ class Peer:
             if self._joint is not None:
                 raise
             log.warning("sockets_not_guarded", reason=str(error))
+
+    def _transports(self, audio: RTCRtpTransceiver) -> list[RTCDtlsTransport]:
+        """The audio's first. It is the only one, unless the client does without BUNDLE."""
+        all_of_them = [each.receiver.transport for each in self._connection.getTransceivers()]
+        if self._connection.sctp is not None:
+            all_of_them.append(self._connection.sctp.transport)
+        return list(dict.fromkeys([audio.receiver.transport, *all_of_them]))
 
     def _choose_media(self) -> RTCRtpTransceiver:
         audio = [t for t in self._connection.getTransceivers() if t.kind == "audio"]
