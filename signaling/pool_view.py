@@ -274,6 +274,7 @@ def _call(state: CallState) -> Json:
     return {
         "id": state.id,
         "state": state.phase,
+        "suspended": state.suspended,
         "age_seconds": round(state.age_seconds, 1),
         "floor": state.floor,
         "turns": state.turns,

@@ -14,9 +14,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -72,10 +80,26 @@ class LimitSettings(Section):
     """m-lines in an offer."""
     sdp_candidates: int = Field(40, ge=0, le=1000)
     """ICE candidates in an offer."""
+    rtp_packets_per_second: float = Field(150.0, ge=50, le=10_000)
+    """RTP packets of one caller; what comes faster is dropped and counted."""
+    rtp_sources: int = Field(4, ge=1, le=64)
+    """Sources (SSRC) of one call of which statistics are kept and reports are sent."""
+    rtcp_packets_per_second: float = Field(50.0, ge=5, le=10_000)
+    """RTCP packets of one caller; a burst of twice as many is allowed."""
+    datagrams_per_second: float = Field(500.0, ge=100, le=100_000)
+    """Datagrams of one call that are no RTP: ICE, DTLS with the data channel, RTCP."""
     channel_message_bytes: int = Field(16_384, ge=256, le=262_144)
     """Largest data channel message."""
+    channel_reassembly_bytes: int = Field(131_072, ge=16_384, le=1_048_576)
+    """Data channel bytes of a call that may wait for the rest of their messages; past it, reading
+    ends and the call too."""
+    channels: int = Field(16, ge=1, le=1000)
+    """Data channels that a client may open in one call. All but the first of the right label are
+    closed at once; one too many ends the call."""
     channel_messages_per_second: float = Field(20.0, gt=0, le=1000)
-    """Sustained rate of data channel messages per call; a burst of twice as many is allowed."""
+    """Sustained rate of data channel messages per call; a burst of twice as many is allowed. Up to
+    256 more wait; then they are refused. At ten times the rate (after a burst of fifty times) the
+    call is ended."""
     channel_events: int = Field(512, ge=16, le=65_536)
     """Events waiting for a client; past it the oldest that can be spared are dropped."""
     conversation_items: int = Field(200, ge=4, le=10_000)
@@ -92,6 +116,9 @@ class MediaSettings(Section):
     aiortc's tracks; ``auto``: fast where it fits the installation and the client, else stock."""
     ice_servers: tuple[Annotated[str, Field(pattern=r"^stun:\S+$")], ...] = ()
     """STUN URLs (``stun:host:port``) for the server's own side; empty: host candidates only."""
+    udp_ports: str = ""
+    """UDP ports of the calls, ``first-last``, e.g. ``50000-50199``, for a firewall. A call takes
+    one on each address of the server; one without a free port is refused. Empty: any port."""
     keep_remote_candidates: bool = False
     """Use the addresses that an offer names; needed when the server itself is behind NAT."""
     connect_deadline_seconds: Seconds = 15.0
@@ -100,10 +127,41 @@ class MediaSettings(Section):
     """Bit/s of the agent's voice while it speaks (fast path; CELT, docs/benchmarks.md)."""
     opus_complexity: int = Field(0, ge=0, le=10)
     """Of the Opus encoder (fast path); 5 takes twice the time of 0."""
+    suspend_seconds: Seconds = 3.0
+    """A caller who was not heard of for so long, sending nothing and answering no consent check, is
+    suspended: the agent falls silent, and goes on where it was when the caller is heard again."""
+    end_seconds: Seconds = 8.0
+    """A call whose caller was not heard of for so long is ended."""
     inbound_buffer_seconds: Annotated[float, Field(ge=0.5, le=60)] = 2.0
     """Inbound audio waiting for the listener; past it the oldest is dropped and counted."""
     reply_buffer_seconds: Seconds = 3.0
     """Speech made ahead of playout; synthesis waits when it is reached."""
+
+    @field_validator("udp_ports")
+    @classmethod
+    def _is_range(cls, value: str) -> str:
+        if value:
+            first, dash, last = value.partition("-")
+            if not dash or not (first.isdecimal() and last.isdecimal()):
+                raise ValueError("must be two ports, first-last, e.g. 50000-50199")
+            if not 1 <= int(first) <= int(last) <= 65_535:
+                raise ValueError("the first port must not be above the last, from 1 to 65535")
+        return value
+
+    @property
+    def udp_port_range(self) -> range | None:
+        """The ports of ``udp_ports``; None for any."""
+        if not self.udp_ports:
+            return None
+        first, last = self.udp_ports.split("-")
+        return range(int(first), int(last) + 1)
+
+    @model_validator(mode="after")
+    def _suspended_before_ended(self) -> Self:
+        if self.end_seconds <= self.suspend_seconds:
+            raise ValueError("end_seconds must be more than suspend_seconds")
+        return self
+
     call_core_share: float = Field(0.03, gt=0, le=1)
     """Share of a core that one talking call takes of the server's own process, which has one event
     loop for all calls, voice activity detection included. Measured: 0.40 of a core for ten talking

@@ -113,6 +113,12 @@ class Overloaded(AdmissionError):
     code = "overloaded"
 
 
+class NoMediaPort(AdmissionError):
+    """No UDP port of the server's range is free for another call."""
+
+    code = "no_media_port"
+
+
 class EnginesLoading(AdmissionError):
     """The speech engines are still loading. Try again in a moment."""
 

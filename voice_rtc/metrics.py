@@ -41,6 +41,12 @@ class Metrics:
         self.call_setup_seconds = self._histogram(
             "call_setup_seconds", "From offer to media connected.", _SECONDS
         )
+        self.calls_suspended = self._gauge(
+            "calls_suspended", "Calls whose caller is not heard of at the moment."
+        )
+        self.suspensions_total = self._counter(
+            "suspensions_total", "Suspended calls, by what came of it.", "result"
+        )
         # pool
         self.leases_active = self._gauge("leases_active", "STT slots held by calls.")
         self.pool_slots = self._gauge("pool_slots", "STT slots, by state.", "state")
@@ -154,6 +160,9 @@ class Metrics:
         )
         self.channel_events_dropped_total = self._counter(
             "channel_events_dropped_total", "Events for a client that did not read them."
+        )
+        self.channels_abused_total = self._counter(
+            "channels_abused_total", "Calls ended for what their data channels sent.", "reason"
         )
         self.channel_messages_rejected_total = self._counter(
             "channel_messages_rejected_total", "Data channel messages refused.", "reason"

@@ -143,7 +143,9 @@ class RigCall:
     peer: RTCPeerConnection = field(default_factory=RTCPeerConnection)
     tone: Tone = field(default_factory=Tone)
     messages: list[dict[str, Any]] = field(default_factory=list)
-    """Every message of the page, oldest first."""
+    """Every message of the page but heartbeats, oldest first."""
+    is_dead: bool = False
+    """It answers nothing any more."""
     channel: RTCDataChannel | None = None
     inbound: MediaStreamTrack | None = None
     hung_up: bool = False
@@ -170,6 +172,10 @@ class RigCall:
 
     def _receive(self, text: str) -> None:
         message = json.loads(text)
+        if message["type"] == "voice_rtc.heartbeat":
+            if not self.is_dead:
+                self.send("voice_rtc.heartbeat")
+            return
         self.messages.append(message)
         if message["type"] == "session.update":
             self.send("session.updated", session=message["session"])

@@ -222,7 +222,7 @@ def test_only_one_source_is_heard_until_it_is_silent() -> None:
 
 
 def test_what_is_not_wanted_is_counted() -> None:
-    rig, packets = Rig(most_packets_per_second=10.0), speech(1.0)
+    rig, packets = Rig(packets_per_second=10.0), speech(1.0)
     rig.stream.receive(b"\x80", 0.0)
     rig.send(0, packets[0], kind=8)
     rig.send(1, b"\xff\xff\xff")
@@ -248,7 +248,7 @@ def test_a_word_that_is_cut_off_ends() -> None:
 
 
 def test_random_packets_never_raise() -> None:
-    dice, rig = random.Random(2), Rig(most_packets_per_second=1e9)
+    dice, rig = random.Random(2), Rig(packets_per_second=1e9)
     for _ in range(5000):
         data = build(OPUS, dice.randint(0, 65535), dice.randint(0, 2**32 - 1),
                      dice.randint(1, 3), dice.randbytes(dice.randint(0, 50)))  # fmt: skip

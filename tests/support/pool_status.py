@@ -378,6 +378,7 @@ class ScriptedServer:
             id=call_id(number + 1),
             age_seconds=round(1_730.0 / (number + 1) + self.at, 1),
             connected=True,
+            suspended=False,
             phase="live",
             floor=_FLOORS[(number + int(self.at)) % len(_FLOORS)],
             lease_id=101 + number,

@@ -24,6 +24,7 @@ from voice_rtc.errors import (
     UnknownCall,
     VoiceRtcError,
 )
+from voice_rtc.media.joint_ports import PortRange
 from voice_rtc.media.peer import PeerSettings
 from voice_rtc.metrics import Metrics
 from voice_rtc.pool.gpu import GpuSource, read_gpus
@@ -43,6 +44,8 @@ class CallRegistry:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        udp_ports = settings.media.udp_port_range
+        self._udp_ports = None if udp_ports is None else PortRange(udp_ports)
         self._ports: CallPorts | None = None
         self._calls: dict[str, Call] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -120,13 +123,26 @@ class CallRegistry:
         log.info("draining" if draining else "admitting", calls=len(self._calls))
 
     def create(
-        self, channel_label: str, spare_events: frozenset[str], line: LineWish = AS_IT_COMES
+        self,
+        channel_label: str,
+        spare_events: frozenset[str],
+        line: LineWish = AS_IT_COMES,
+        *,
+        heartbeat: str = "",
     ) -> Call:
-        """Admit a call. Raises AdmissionError. `start` or `abandon` must follow."""
+        """Admit a call. Raises AdmissionError. `start` or `abandon` must follow.
+
+        The rest is as in `PeerSettings`.
+        """
         call_id = f"rtc_{token_hex(10)}"
         ports = self._admit(call_id, line)
         peer = PeerSettings(
-            self._settings.media, self._settings.limits, channel_label, spare_events
+            self._settings.media,
+            self._settings.limits,
+            channel_label,
+            spare_events,
+            self._udp_ports,
+            heartbeat,
         )
         call = Call(call_id, ports, peer, line)
         self._calls[call.id] = call

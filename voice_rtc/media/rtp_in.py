@@ -18,6 +18,7 @@ import numpy as np
 import structlog
 
 from voice_rtc.core.audio import LISTEN_RATE_HZ, SILENCE_DBOV, Pcm, Samples, silence
+from voice_rtc.core.rates import Bucket
 from voice_rtc.core.reorder import Received, ReorderWindow
 from voice_rtc.core.rtp import RtpPacket, parse
 from voice_rtc.inbox import Inbox
@@ -61,7 +62,7 @@ class InboundRtp:
         *,
         payload_types: frozenset[int],
         level_id: int = 0,
-        most_packets_per_second: float = 150.0,
+        packets_per_second: float = 150.0,
     ) -> None:
         """``payload_types`` are those of Opus, ``level_id`` the audio level's extension; 0: none.
 
@@ -74,8 +75,7 @@ class InboundRtp:
         """Of the audio level's header extension; 0: not negotiated."""
         self._window = ReorderWindow()
         self._decoder = Decoder(LISTEN_RATE_HZ)
-        self._most = most_packets_per_second
-        self._allowed, self._allowed_at = most_packets_per_second, 0.0
+        self._bucket = Bucket(packets_per_second, packets_per_second)
         self._ssrc: int | None = None
         self._expected: int | None = None
         """Timestamp that follows on what was played."""
@@ -90,6 +90,7 @@ class InboundRtp:
         self._made_up = 0
         """Samples of silence since the newest packet."""
         self._counted_lost = 0
+        self._held = False
         self.frames = 0
         """Packets played."""
         self._level_dbov: int | None = None
@@ -122,7 +123,7 @@ class InboundRtp:
     def _objection(self, packet: RtpPacket, now: float) -> str:
         if packet.payload_type not in self._payload_types:
             return "payload_type"
-        if not self._is_allowed(now):
+        if not self._bucket.take(now):
             return "rate"
         return "" if self._is_ours(packet.ssrc, now) else "ssrc"
 
@@ -137,8 +138,8 @@ class InboundRtp:
 
     @property
     def next_deadline(self) -> float | None:
-        """When `tick` has something to do; None before the first packet."""
-        if self._ssrc is None:
+        """When `tick` has something to do; None before the first packet and while held."""
+        if self._ssrc is None or self._held:
             return None
         held = self._window.next_deadline
         return self._quiet_at if held is None else held
@@ -148,20 +149,17 @@ class InboundRtp:
         """When silence is to be made up."""
         return self._heard_until + (_PAUSE_SECONDS if self._paused else _QUIET_SECONDS)
 
+    def hold(self, held: bool, now: float) -> None:
+        """Make no silence up for a caller who is not heard of, or do so again from ``now``."""
+        self._held = held
+        if not held:
+            self._heard_until = max(self._heard_until, now)
+
     def end(self, seconds: float = 1.0) -> None:
         """No more will come: silence of ``seconds``, so that a word that was cut ends too."""
         self._make_up(seconds)
 
     # --------------------------------------------------------------------- whether it may
-
-    def _is_allowed(self, now: float) -> bool:
-        """A bucket that holds a second's packets."""
-        refilled = self._allowed + (now - self._allowed_at) * self._most
-        self._allowed, self._allowed_at = min(self._most, refilled), now
-        if self._allowed < 1.0:
-            return False
-        self._allowed -= 1.0
-        return True
 
     def _is_ours(self, ssrc: int, now: float) -> bool:
         if ssrc == self._ssrc:
