@@ -78,6 +78,18 @@ def test_a_taken_port_is_one_line_too() -> None:
     assert "choose another with --port" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_server_that_must_be_fast_says_why_it_does_not_start() -> None:
+    """Reports come after half a second at the soonest: no self-test passes in less."""
+    done = voice_rtc(
+        "serve", "--fake", "--host", "127.0.0.1", "--port", str(free_port()),
+        VOICE_RTC_MEDIA__PATH="fast", VOICE_RTC_MEDIA__SELF_TEST_SECONDS="0.5",
+    )  # fmt: skip  # reads as the command line that it is
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("voice-rtc: media_path_unusable: media.path is fast, but the self-test")
+    assert "within 0.5 s" in last and "media.path = auto" in last
+
+
 def test_config_tells_values_and_origins_and_hides_secrets(tmp_path: Path) -> None:
     file = tmp_path / "v.toml"
     file.write_text('[llm]\nmodel = "mine"\n')
@@ -100,7 +112,7 @@ def test_the_doctor_finds_a_taken_port_and_says_what_to_do() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        settings = Settings(server={"host": "127.0.0.1", "port": port})
+        settings = Settings(server={"host": "127.0.0.1", "port": port}, media={"path": "stock"})
         check = next(c for c in examine(settings) if c.name == "HTTP port")
     assert check.status == "fail" and "--port" in check.remedy
 
@@ -110,9 +122,10 @@ def test_the_doctor_names_what_is_missing(tmp_path: Path) -> None:
         server={"tls_certificate": tmp_path / "none.pem", "tls_key": tmp_path / "none.key"},
         stt={"model": str(tmp_path)},
         llm={"base_url": f"http://127.0.0.1:{free_port()}/v1"},
+        media={"path": "fast", "self_test_seconds": 0.5},
     )
     failed = {check.name: check for check in examine(settings) if check.status == "fail"}
-    assert {"HTTPS", "Whisper", "Language model"} <= set(failed)
+    assert {"HTTPS", "Media path", "Whisper", "Language model"} <= set(failed)
     assert all(check.remedy for check in failed.values())
 
 
