@@ -14,15 +14,20 @@ import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import aiohttp
 import pytest
 
+from signaling import event_loop
+from tests.support.audio import tone
 from tests.support.caller import calling
 from voice_rtc import __version__
 from voice_rtc.cli import reference
 from voice_rtc.config import Settings
+from voice_rtc.core.audio import rms_dbfs
 from voice_rtc.doctor import examine
+from voice_rtc.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 
@@ -137,12 +142,14 @@ def test_doctor_as_json() -> None:
 
 
 @asynccontextmanager
-async def served(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def served(
+    *arguments: str, **environment: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """`voice-rtc serve` in a process of its own, ready."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "voice_rtc", "serve", "--host", "127.0.0.1", "--port", str(port),
-        *arguments, stderr=asyncio.subprocess.PIPE,
+        *arguments, stderr=asyncio.subprocess.PIPE, env={**os.environ, **environment},
     )  # fmt: skip  # reads as the command line that it is
     assert process.stderr is not None
     try:
@@ -167,8 +174,18 @@ async def test_sigterm_tells_callers_and_waits_for_them() -> None:
         assert await process.wait() == 0
 
 
-async def test_a_second_signal_ends_the_calls_at_once() -> None:
-    async with asyncio.timeout(55), served("--fake") as (process, url), calling(url) as caller:
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+async def test_a_second_signal_ends_the_calls_at_once(loop: str) -> None:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    async with (
+        asyncio.timeout(55),
+        served("--fake", VOICE_RTC_SERVER__EVENT_LOOP=loop) as (process, url),
+        calling(url) as caller,
+    ):
+        await caller.say(tone(1.0))
+        await caller.event("response.done")
+        assert rms_dbfs(caller.audio()) > -40
         process.send_signal(signal.SIGTERM)
         await caller.event("voice_rtc.going_away")
         process.send_signal(signal.SIGTERM)
@@ -189,6 +206,21 @@ async def test_embedded_engines_serve_from_the_command_line() -> None:
         }
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 0
+
+
+def test_the_event_loop_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(wanted: Literal["auto", "uvloop", "asyncio"]) -> str:
+        with asyncio.Runner(loop_factory=event_loop.loop_factory(wanted)) as runner:
+            return type(runner.get_loop()).__module__.partition(".")[0]
+
+    assert made("asyncio") == "asyncio"
+    monkeypatch.setattr(event_loop, "_has_uvloop", lambda: False)
+    assert made("auto") == "asyncio"
+    with pytest.raises(ConfigError, match="pip install uvloop"):
+        made("uvloop")
+    monkeypatch.undo()
+    pytest.importorskip("uvloop")
+    assert made("auto") == made("uvloop") == "uvloop"
 
 
 def test_headers_may_be_secrets_and_are_masked() -> None:

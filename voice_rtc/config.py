@@ -57,6 +57,9 @@ class ServerSettings(Section):
     """Origins whose pages may call the API; ``*`` is any."""
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
     """On SIGTERM running calls may go on this long before they are ended."""
+    event_loop: Literal["auto", "uvloop", "asyncio"] = "auto"
+    """What drives the process: ``uvloop``, Python's own ``asyncio``, or uvloop where it is
+    installed."""
 
 
 class LimitSettings(Section):
