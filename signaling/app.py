@@ -43,7 +43,7 @@ def build_app(
 
     def readiness() -> Readiness:
         body = state.render(registry)
-        return Readiness(body["status"], body["detail"])
+        return Readiness(body["status"], body["detail"], body["media"])
 
     view = PoolView(registry, readiness, asyncio.get_running_loop().time())
     admin.add_to(app, settings.admin, view, registry)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from signaling.event_loop import loop_factory
 from tests.support.leaks import no_process_leaks, no_task_leaks, no_thread_leaks
 
 _REAL_TIME = [Path(__file__).parent / folder for folder in ("browser", "loopback", "tools")]
@@ -26,6 +28,19 @@ async def no_tasks_left() -> AsyncIterator[None]:
     """No task outlives an async test and its fixtures."""
     async with no_task_leaks():
         yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--event-loop uvloop`` runs the async tests on the loop that a server has by default."""
+    parser.addoption("--event-loop", choices=("asyncio", "uvloop"), default="asyncio")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config,
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop of async tests."""
+    chosen = config.getoption("--event-loop")
+    return {chosen: loop_factory(chosen)}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

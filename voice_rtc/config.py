@@ -65,6 +65,9 @@ class ServerSettings(Section):
     """Origins whose pages may call the API; ``*`` is any."""
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
     """On SIGTERM running calls may go on this long before they are ended."""
+    event_loop: Literal["auto", "uvloop", "asyncio"] = "auto"
+    """What drives the process: ``uvloop``, Python's own ``asyncio``, or uvloop where it is
+    installed."""
 
 
 class LimitSettings(Section):
@@ -113,7 +116,11 @@ class MediaSettings(Section):
 
     path: Literal["auto", "fast", "stock"] = "auto"
     """``fast``: RTP of our own past aiortc, without its jitter buffer and threads; ``stock``:
-    aiortc's tracks; ``auto``: fast where it fits the installation and the client, else stock."""
+    aiortc's tracks; ``auto``: fast where a self-test at the start saw it work and the client has
+    Opus, else stock. With ``fast`` a server that fails the self-test does not start."""
+    self_test_seconds: Annotated[float, Field(ge=0.5, le=60)] = 5.0
+    """The self-test of the fast path, which a call of the server to itself is, has failed when it
+    takes longer; usually 1 to 2 s."""
     ice_servers: tuple[Annotated[str, Field(pattern=r"^stun:\S+$")], ...] = ()
     """STUN URLs (``stun:host:port``) for the server's own side; empty: host candidates only."""
     udp_ports: str = ""
@@ -165,10 +172,17 @@ class MediaSettings(Section):
     call_core_share: float = Field(0.03, gt=0, le=1)
     """Share of a core that one talking call takes of the server's own process, which has one event
     loop for all calls, voice activity detection included. Measured: 0.40 of a core for ten talking
-    and ten waiting calls on the fast path; with the stock tracks 0.06 a call. Bounds the slots."""
+    and ten waiting calls on the fast path. Bounds the slots."""
+    stock_call_core_share: float = Field(0.06, gt=0, le=1)
+    """The same where audio takes the stock tracks."""
     core_share: float = Field(0.9, gt=0, le=1)
     """Share of one core that all calls together may take of the server's own process; when it uses
     more and its event loop feels it, no call is taken."""
+
+    @property
+    def share_of_a_call(self) -> float:
+        """Of a core, for the path that is set."""
+        return self.stock_call_core_share if self.path == "stock" else self.call_core_share
 
 
 class RelaySettings(Section):

@@ -2,6 +2,7 @@
 
     VoiceRtcError
     ├── ConfigError                      a setting is wrong; the server does not start
+    │   └── MediaPathUnusable            media.path is fast, and that does not work here
     ├── AdmissionError                   no new call now
     │   ├── QueueFull                    no free slot and no room in the waiting line
     │   ├── QueueTimeout                 waited too long for a slot
@@ -56,6 +57,12 @@ class ConfigError(VoiceRtcError):
     """A setting is wrong."""
 
     code = "bad_config"
+
+
+class MediaPathUnusable(ConfigError):
+    """The fast media path is demanded and does not work on this machine."""
+
+    code = "media_path_unusable"
 
 
 class AdmissionError(VoiceRtcError):

@@ -154,6 +154,7 @@ class Metrics:
         self.send_lateness_seconds = self._histogram(
             "send_lateness_seconds", "How late outbound frames were handed over.", _FAST
         )
+        self.media_path = self._gauge("media_path", "1 for the way that audio takes.", "path")
         # signaling
         self.offers_rejected_total = self._counter(
             "offers_rejected_total", "Offers not answered with 201.", "reason"
@@ -183,6 +184,11 @@ class Metrics:
             "voice_rtc_build_info", "Version.", ["version", "python"], registry=self.registry
         )
         info.labels(__version__, platform.python_version()).set(1)
+
+    def tell_media_path(self, path: str) -> None:
+        """Audio takes the way ``path``."""
+        for each in ("fast", "stock"):
+            self.media_path.labels(each).set(each == path)
 
     def render(self) -> bytes:
         """The exposition format for GET /metrics."""

@@ -408,7 +408,8 @@ def view_of(server: ScriptedServer) -> PoolView:
 
     def readiness() -> Readiness:
         status = "draining" if server.draining else "ready" if server.has_pool else "loading"
-        return Readiness(status, "Ready for calls." if server.has_pool else "Loading Whisper.")
+        detail = "Ready for calls." if server.has_pool else "Loading Whisper."
+        return Readiness(status, detail, {"path": "fast", "reason": ""})
 
     return PoolView(server, readiness, born=0.0)
 

@@ -10,9 +10,10 @@ aiortc does SDP, ICE, DTLS and SCTP; RTP in both directions goes past it:
          session and hands them to the socket of the nominated candidate pair.
 
 RTCP stays aiortc's: its own coroutines send reports, from the statistics that are kept here.
-Nothing is patched globally: only objects of one connection get other methods. `why_not` says what
-keeps the joint from fitting; then the stock tracks are used. Versions are pinned in pyproject.toml,
-and tests/media/test_joint.py holds the contract.
+Nothing is patched globally: only objects of one connection get other methods. `why_not` and Misfit
+say what keeps the joint from fitting; `media/selftest.py` tries it with real media when the server
+starts; where it does not fit the stock tracks are used. Versions are pinned in pyproject.toml, and
+tests/media/test_joint.py and test_selftest.py hold the contract.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ _SENDER_NAMES = (
     "rtp_started", "rtp_exited", "rtp_timestamp", "ntp_timestamp", "octet_count", "packet_count",
 )  # fmt: skip
 _RECEIVER_NAMES = ("started", "remote_streams")
+_DTLS_NAMES = (
+    "_rx_srtp", "_tx_srtp", "_rtp_router", "_register_rtp_receiver", "_unregister_rtp_receiver",
+)  # fmt: skip
 _TICK_SECONDS = 0.05
 
 
@@ -110,7 +114,10 @@ class Joint:
     def attach(self, transceiver: RTCRtpTransceiver) -> None:
         """Its audio is ours, both ways. Raises Misfit, and then nothing was changed."""
         _require(transceiver.receiver, _RECEIVER, _RECEIVER_NAMES)
+        _require(transceiver.receiver, "", ("_run_rtcp",))
         _require(transceiver.sender, _SENDER, _SENDER_NAMES)
+        _require(transceiver.sender, "", ("_ssrc",))
+        _require(transceiver.sender.transport, "", _DTLS_NAMES)
         self._attach_receiver(transceiver.receiver)
         self._attach_sender(transceiver.sender)
 
