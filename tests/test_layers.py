@@ -60,6 +60,20 @@ RULES: dict[str, tuple[str, ...]] = {
             *LEAVES,
         ),
     ),
+    **dict.fromkeys(
+        ("tools.bench_media", "tools.media_bench"),
+        (
+            "tools",
+            CORE,
+            BASE,
+            MEDIA,
+            "voice_rtc.call.listener",
+            "voice_rtc.engines.catalog",
+            "voice_rtc.engines.fakes",
+            "voice_rtc.engines.stt.whisper",
+            *LEAVES,
+        ),
+    ),
     "tools": ("tools", CORE, ERRORS, "voice_rtc.engines.fakes"),
     "web": ("web",),
 }
