@@ -91,6 +91,7 @@ def routes(service: Service) -> list[web.RouteDef]:
     async def state(_request: web.Request) -> web.Response:
         return web.json_response(
             {
+                "at": time.monotonic(),
                 "samples": sum(ear.samples for ear in service.ears.values()),
                 "tasks": len(asyncio.all_tasks()),
                 **service.extra(),

@@ -167,6 +167,7 @@ async def _step(server: Running, callers: Crowd, seconds: float, pauses: bool) -
     came = [bot.take() for bot in callers.bots]
     late = np.concatenate([each.lateness() for each in came])
     wall, calls = after.at - before.at, len(callers.bots)
+    told = after.state["at"] - before.state["at"]
     packets = sum(len(each.at) for each in came)
     heard = after.state["samples"] - before.state["samples"]
     return Step(
@@ -181,7 +182,7 @@ async def _step(server: Running, callers: Crowd, seconds: float, pauses: bool) -
         received_share=(
             None if pauses else packets * SEND_FRAME_SAMPLES / SEND_RATE_HZ / took / calls
         ),
-        heard_share=None if pauses else heard / LISTEN_RATE_HZ / wall / calls,
+        heard_share=None if pauses else heard / LISTEN_RATE_HZ / told / calls,
         others_share=(
             (after.core_seconds - before.core_seconds)
             - (after.cpu_seconds - before.cpu_seconds)

@@ -14,7 +14,13 @@ import numpy as np
 from tools.impair import Impairment, Network, impaired
 from tools.media_bench.bots import Bot, Packets, crowd, encoded
 from tools.media_bench.process import Candidate, Running, Snapshot, running
-from voice_rtc.core.audio import LISTEN_RATE_HZ, SEND_FRAME_SAMPLES, SEND_RATE_HZ, silence
+from voice_rtc.core.audio import (
+    FRAME_SECONDS,
+    LISTEN_RATE_HZ,
+    SEND_FRAME_SAMPLES,
+    SEND_RATE_HZ,
+    silence,
+)
 
 _FRAME_SAMPLES = LISTEN_RATE_HZ // 50
 _TONE_FRAMES, _TONE_PERIOD = 10, 50
@@ -149,10 +155,11 @@ async def delivered(
             start = number * len(bench.speech) // calls
             await callers.add(Bot(bench.speech, callers.pacer, start=start), relay)
         await asyncio.sleep(bench.settle_seconds)
-        before, sent = await server.snapshot(), sum(b.mouth.frames for b in callers.bots)
+        before = await server.snapshot()
         await asyncio.sleep(seconds)
         after = await server.snapshot()
-        sent = sum(b.mouth.frames for b in callers.bots) - sent
+    # By the server's clock, at the moments at which it counted.
+    sent = calls * (after.state["at"] - before.state["at"]) / FRAME_SECONDS
     filled = {
         method: (after.state["filled"][method] - before.state["filled"][method]) / sent
         for method in after.state["filled"]
