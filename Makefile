@@ -29,7 +29,7 @@ EXTRAS_MEND = $(if $(findstring realtimestt,$(EXTRAS)),$(call without_broken_tor
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-extras lint types bench bench-pool isolation soak constraints constraints-extras docs clean
+.PHONY: help run test test-extras lint types bench bench-pool bench-media bench-peers-env isolation soak constraints constraints-extras docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -62,6 +62,21 @@ bench-pool: $(VENV)/.dev ## measure the pool of recognisers (20 minutes), figure
 	$(BIN)/python -m tools.bench_faults --write
 	$(BIN)/python -m tools.bench_pool --write
 
+bench-media: $(VENV)/.dev ## measure the audio path (an hour), figures to docs/benchmarks.md
+	$(BIN)/python -m tools.bench_media --write $(ARGS)
+
+# Environments of their own: what they need must not meet what we need.
+PEERS := .venv-peers-pipecat .venv-peers-fastrtc
+bench-peers-env: $(PEERS:=/.installed) ## install Pipecat and FastRTC for bench-media to compare with (1.9 GB)
+
+.venv-peers-pipecat/.installed: PACKAGES := 'pipecat-ai[webrtc]==1.14.0' aiohttp==3.14.5
+.venv-peers-fastrtc/.installed: PACKAGES := fastrtc==0.0.34 aiohttp==3.14.5
+$(PEERS:=/.installed): Makefile
+	@tools/make_venv "$(PYTHON)" "$(@D)"
+	@echo "voice_rtc: installing $(PACKAGES) into $(@D)"
+	@$(@D)/bin/python -m pip install -q --disable-pip-version-check $(PACKAGES)
+	@touch $@
+
 isolation: $(VENV)/.dev ## 2,000 turns of 20 callers, engines dying: is anybody heard as another?
 	$(BIN)/python -m tools.isolation --write $(ARGS)
 
@@ -72,7 +87,7 @@ docs: $(VENV)/.dev ## write docs/configuration.md from the settings
 	$(BIN)/voice-rtc config --format markdown > docs/configuration.md
 
 clean: ## remove the virtual environment and all caches
-	rm -rf $(VENV) $(EXTRAS_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(EXTRAS_VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/pip $(EXTRAS_VENV)/bin/pip:

@@ -61,6 +61,20 @@ RULES: dict[str, tuple[str, ...]] = {
         ),
     ),
     "tools.bench_opus": ("tools", CORE, "voice_rtc.media.opus", *LEAVES),
+    **dict.fromkeys(
+        ("tools.bench_chromium", "tools.bench_media", "tools.media_bench"),
+        (
+            "tools",
+            CORE,
+            BASE,
+            MEDIA,
+            "voice_rtc.call.listener",
+            "voice_rtc.engines.catalog",
+            "voice_rtc.engines.fakes",
+            "voice_rtc.engines.stt.whisper",
+            *LEAVES,
+        ),
+    ),
     "tools": ("tools", CORE, ERRORS, "voice_rtc.engines.fakes"),
     "web": ("web",),
 }

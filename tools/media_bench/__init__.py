@@ -1,0 +1,1 @@
+"""What `tools.bench_media` is made of: servers under test, cheap bots, measurements."""
