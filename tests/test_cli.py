@@ -198,6 +198,8 @@ async def test_embedded_engines_serve_from_the_command_line() -> None:
     async with asyncio.timeout(55), served("--embedded") as (process, url):
         async with aiohttp.ClientSession() as http, http.get(f"{url}/readyz") as response:
             names = {e["kind"]: e["name"] for e in (await response.json())["engines"]}
+            async with http.get(f"{url}/metrics") as exposed:
+                assert 'gc_full_collections_total{reason="start"} 1.0' in await exposed.text()
         assert names == {
             "vad": "silero",
             "stt": "pocketsphinx",

@@ -65,6 +65,11 @@ class ServerSettings(Section):
     """Origins whose pages may call the API; ``*`` is any."""
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
     """On SIGTERM running calls may go on this long before they are ended."""
+    collect_seconds: Seconds = 60.0
+    """A full garbage collection, which stops the server for some 10 ms, waits so long at most for a
+    moment in which no caller hears a reply."""
+    collect_objects: int = Field(500_000, ge=10_000, le=100_000_000)
+    """It waits no longer when about so many objects have gathered since the last one."""
     event_loop: Literal["auto", "uvloop", "asyncio"] = "auto"
     """What drives the process: ``uvloop``, Python's own ``asyncio``, or uvloop where it is
     installed."""

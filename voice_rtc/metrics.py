@@ -19,6 +19,7 @@ from voice_rtc import __version__
 
 _SECONDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 _FAST = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
+_PAUSE = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _WAIT = (0.01, 0.05, 0.25, 1, 5, 15, 30, 60, 120, 300, 600)
 _BATCH = (1, 2, 4, 8, 16, 32, 64)
 _LONG = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
@@ -177,7 +178,14 @@ class Metrics:
             process.num_threads
         )
         self.loop_lag_seconds = self._histogram(
-            "loop_lag_seconds", "How late the event loop runs what is due.", _FAST
+            "loop_lag_seconds", "How late the event loop runs what is due.", (0.001, 0.002, *_FAST)
+        )
+        self.gc_pause_seconds = self._histogram(
+            "gc_pause_seconds", "How long garbage collections stopped the server.", _PAUSE,
+            "generation",
+        )  # fmt: skip
+        self.gc_full_collections_total = self._counter(
+            "gc_full_collections_total", "Full garbage collections, by why then.", "reason"
         )
         self._gauge("tasks_active", "asyncio tasks of the server.").set_function(_tasks)
         info = Gauge(

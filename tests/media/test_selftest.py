@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ from voice_rtc.media.selftest import MediaPath, self_test
 Patch = pytest.MonkeyPatch
 LIMITS = LimitSettings()
 ENOUGH_SECONDS = 10.0
-SHORT_SECONDS = 2.0
+SHORT_SECONDS = 1.5
 """For what ends by time alone: the stages before it take some 0.3 s."""
 
 
@@ -134,7 +135,7 @@ CHANGES = [
     (name_missing, ENOUGH_SECONDS, "RTCRtpReceiver has no no_such_name"),
     (no_codecs, ENOUGH_SECONDS, "RTCRtpTransceiver has no list of codecs"),
     (protect_is_another, ENOUGH_SECONDS, "TypeError in send: .*protect"),
-    (datagrams_go_elsewhere, SHORT_SECONDS, "SocketGuard.datagram_received.* within 2 s"),
+    (datagrams_go_elsewhere, SHORT_SECONDS, "SocketGuard.datagram_received.* within"),
     (nothing_is_sent, SHORT_SECONDS, "OutboundRtp: 0 frames sent; -100 dBFS"),
     (reports_are_another, SHORT_SECONDS, "no true RTCP reports .*'sent': 0"),
     (no_address, ENOUGH_SECONDS, "no address that WebRTC media can use"),
@@ -146,10 +147,17 @@ async def test_a_change_is_found_and_named(
     monkeypatch: Patch, change: Callable[[Patch], None], seconds: float, reason: str
 ) -> None:
     change(monkeypatch)
-    with pytest.raises(MediaPathUnusable, match=f"the self-test failed: .*{reason}"):
-        async with asyncio.timeout(30):
-            media = MediaSettings(path="fast", self_test_seconds=seconds)
-            await selftest.tested_path(media, LIMITS)
+    found = ""
+    async with asyncio.timeout(50):
+        # On a machine that is busy the time may be over before the stage that is meant began.
+        for each in (seconds, 3 * seconds, 6 * seconds):
+            media = MediaSettings(path="fast", self_test_seconds=each)
+            with pytest.raises(MediaPathUnusable) as caught:
+                await selftest.tested_path(media, LIMITS)
+            found = str(caught.value)
+            if re.search(reason, found):
+                break
+    assert re.search(f"the self-test failed: .*{reason}", found)
 
 
 @pytest.mark.parametrize("change", [name_missing, protect_is_another, datagrams_go_elsewhere])

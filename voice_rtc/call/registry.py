@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from secrets import token_hex
 from typing import Any
@@ -35,8 +34,6 @@ from voice_rtc.pool.pool import SttPool
 log = structlog.get_logger("voice_rtc.calls")
 
 _CLOSING_SECONDS = 5.0
-# Calls that end within this are collected together: it costs the loop some 10 ms.
-_COLLECT_SECONDS = 2.0
 
 
 class CallRegistry:
@@ -55,7 +52,8 @@ class CallRegistry:
         self._empty.set()
         self._draining = False
         self._refusal: VoiceRtcError | None = None
-        self._collecting: asyncio.TimerHandle | None = None
+        self.on_call_ended: Callable[[], None] = lambda: None
+        """Told of each call that is over and let go of."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[CallRegistry]:
@@ -68,8 +66,6 @@ class CallRegistry:
                 self._draining = True
                 for call in self._calls.values():
                     call.end("server_shutdown")
-        if self._collecting is not None:
-            self._collecting.cancel()
 
     @asynccontextmanager
     async def open(
@@ -126,6 +122,11 @@ class CallRegistry:
     def active(self) -> int:
         """Calls from offer to end."""
         return len(self._calls)
+
+    @property
+    def anybody_hears(self) -> bool:
+        """Is a call being sent sound?"""
+        return any(call.peer.is_sending for call in self._calls.values())
 
     @property
     def draining(self) -> bool:
@@ -260,14 +261,7 @@ class CallRegistry:
 
     def _forget(self, call: Call) -> None:
         self._calls.pop(call.id, None)
-        if self._collecting is None:
-            loop = asyncio.get_running_loop()
-            self._collecting = loop.call_later(_COLLECT_SECONDS, self._collect)
         self._metrics.calls_active.set(len(self._calls))
         if not self._calls:
             self._empty.set()
-
-    def _collect(self) -> None:
-        """A closed aiortc connection is a ring of references with native threads in it."""
-        self._collecting = None
-        gc.collect()
+        self.on_call_ended()

@@ -130,6 +130,11 @@ class Joint:
             reports.cancel()
         self._inbound.end()
 
+    @property
+    def is_sending(self) -> bool:
+        """Is a talk spurt going out?"""
+        return self._outbound.is_sending
+
     def close(self) -> None:
         """Idempotent."""
         self._outbound.stop()

@@ -263,6 +263,11 @@ class Peer:
         """Which way the audio goes."""
         return "stock" if self._joint is None else "fast"
 
+    @property
+    def is_sending(self) -> bool:
+        """Is sound being sent? The stock track sends for ever, silence too."""
+        return self._joint is None or self._joint.is_sending
+
     async def aclose(self) -> None:
         """Close everything. Idempotent."""
         self.channel.close()

@@ -74,6 +74,11 @@ class OutboundRtp:
             self._timer.cancel()
             self._timer = None
 
+    @property
+    def is_sending(self) -> bool:
+        """Is a talk spurt going out? Nothing is sent in between."""
+        return self._timer is not None
+
     def wake(self) -> None:
         """There may be something to play."""
         if self._send is None or self._timer is not None or self._ticking:
