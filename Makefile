@@ -37,8 +37,8 @@ help: ## this list
 run: $(VENV)/.installed ## install what is missing and serve on http://localhost:8080
 	@exec $(BIN)/voice-rtc serve $(ARGS)
 
-test: $(VENV)/.dev browser promtool ## install what is missing and run every test
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(VENV)/.dev browser relay promtool ## install what is missing and run every test
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
 
 test-extras: $(EXTRAS_VENV)/.installed ## run the tests that need PyTorch, Kokoro and RealtimeSTT (2.4 GB)
 	$(EXTRAS_VENV)/bin/python -m pytest -q $(EXTRAS_TESTS) $(ARGS)
@@ -69,8 +69,8 @@ bench-media: $(VENV)/.dev ## measure the audio path (an hour), figures to docs/b
 PEERS := .venv-peers-pipecat .venv-peers-fastrtc
 bench-peers-env: $(PEERS:=/.installed) ## install Pipecat and FastRTC for bench-media to compare with (1.9 GB)
 
-.venv-peers-pipecat/.installed: PACKAGES := 'pipecat-ai[webrtc]==1.14.0' aiohttp==3.14.5
-.venv-peers-fastrtc/.installed: PACKAGES := fastrtc==0.0.34 aiohttp==3.14.5
+.venv-peers-pipecat/.installed: PACKAGES := 'pipecat-ai[webrtc]==1.14.0' aiohttp==3.14.5 uvloop==0.23.0
+.venv-peers-fastrtc/.installed: PACKAGES := fastrtc==0.0.34 aiohttp==3.14.5 uvloop==0.23.0
 $(PEERS:=/.installed): Makefile
 	@tools/make_venv "$(PYTHON)" "$(@D)"
 	@echo "voice_rtc: installing $(PACKAGES) into $(@D)"
@@ -134,6 +134,13 @@ browser:
 ifneq ($(strip $(BROWSER_PACKAGES)),)
 	@tools/apt_install $(BROWSER_PACKAGES) \
 		|| echo "voice_rtc: the browser tests will be SKIPPED: they need $(strip $(BROWSER_PACKAGES))" >&2
+endif
+
+.PHONY: relay
+relay: # coturn, for the tests of relayed calls; what its package starts is stopped again
+ifeq ($(shell PATH=$$PATH:/usr/sbin command -v turnserver),)
+	@tools/apt_install coturn || echo "voice_rtc: the tests of relayed calls will be SKIPPED: they need coturn" >&2
+	@! command -v systemctl >/dev/null || systemctl disable --now -q coturn 2>/dev/null || true
 endif
 
 constraints: $(VENV)/.dev ## pin what is installed now into constraints.txt

@@ -9,7 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 import web as pages
-from signaling import admin, realtime
+from signaling import admin, realtime, relay
 from signaling.pool_view import PoolView, Readiness
 from signaling.server_state import METRICS, REGISTRY, SETTINGS, STATE, ServerState
 from voice_rtc.call.registry import CallRegistry
@@ -39,10 +39,11 @@ def build_app(
     app[STATE] = state
     app.add_routes(routes)
     app.add_routes(realtime.routes)
+    app.add_routes(relay.routes)
 
     def readiness() -> Readiness:
         body = state.render(registry)
-        return Readiness(body["status"], body["detail"])
+        return Readiness(body["status"], body["detail"], body["media"])
 
     view = PoolView(registry, readiness, asyncio.get_running_loop().time())
     admin.add_to(app, settings.admin, view, registry)

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from signaling.admin import ADMIN, page_address
 from signaling.app import build_app
+from signaling.event_loop import loop_factory
 from signaling.server_state import ServerState
 from signaling.webhook import Webhooks, webhook_target
 from voice_rtc.call.registry import CallRegistry
@@ -23,6 +24,7 @@ from voice_rtc.config import Loaded, Settings
 from voice_rtc.engines.base import EngineSet
 from voice_rtc.engines.catalog import close_engines, load_engines
 from voice_rtc.errors import ConfigError, EngineError
+from voice_rtc.media.selftest import MediaPath, PathChooser, path_by_version, tested_path
 from voice_rtc.metrics import Metrics
 from voice_rtc.pool.gpu import GpuSource, read_gpus
 from voice_rtc.pool.memory import MemorySource, read_machine
@@ -47,7 +49,9 @@ class Server:
 
 def serve(loaded: Loaded) -> None:
     """Run until SIGINT or SIGTERM, then drain. Raises ConfigError when it cannot start."""
-    asyncio.run(_serve(loaded.settings))
+    factory = loop_factory(loaded.settings.server.event_loop)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_serve(loaded.settings))
 
 
 async def _serve(settings: Settings) -> None:
@@ -55,8 +59,8 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with running_server(settings) as server:
-        log.info("listening", url=server.url)
+    async with running_server(settings, choose_path=tested_path) as server:
+        log.info("listening", url=server.url, event_loop=type(loop).__module__.partition(".")[0])
         log.info("pool_page", address=server.pool_page)
         await _either(server.state.settled.wait(), stop.wait())
         # What was loaded stays: without it a collection takes 10 ms instead of 100.
@@ -91,8 +95,13 @@ async def running_server(
     loader: EngineLoader = load_engines,
     gpus: GpuSource = read_gpus,
     memory: MemorySource = read_machine,
+    choose_path: PathChooser = path_by_version,
 ) -> AsyncIterator[Server]:
-    """The whole server inside a block; engines load in the background. Raises ConfigError."""
+    """The whole server inside a block; engines load in the background. Raises ConfigError.
+
+    ``choose_path`` decides which way audio takes: `tested_path` tries it first, a second or two in
+    which HTTP answers already.
+    """
     target = webhook_target(settings.admin)
     metrics = Metrics()
     state = ServerState()
@@ -101,7 +110,10 @@ async def running_server(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        url = await _listen(runner, settings)  # outside the group: its error is for the operator
+        # Both outside the group: their errors are for the operator.
+        url = await _listen(runner, settings)
+        state.media = registry.media_path = await choose_path(settings.media, settings.limits)
+        _tell_media_path(state.media, metrics)
         webhooks = Webhooks(target, metrics, url) if target is not None else None
         async with asyncio.TaskGroup() as tasks, registry.running():
             if webhooks is not None:
@@ -120,6 +132,14 @@ async def running_server(
         await runner.cleanup()
         if state.engines is not None:
             await close_engines(state.engines)
+
+
+def _tell_media_path(chosen: MediaPath, metrics: Metrics) -> None:
+    metrics.tell_media_path(chosen.path)
+    if chosen.reason:
+        log.warning("media_path_stock", reason=chosen.reason)
+    else:
+        log.info("media_path", path=chosen.path)
 
 
 async def _listen(runner: web.AppRunner, settings: Settings) -> str:

@@ -131,6 +131,8 @@ class Readiness:
     """loading | ready | failed | draining"""
     detail: str
     """For people; with ``failed`` what to do."""
+    media: Json | None = None
+    """Which way audio takes (``path``), and why it is the stock one (``reason``)."""
 
 
 class PoolView:
@@ -180,6 +182,7 @@ class PoolView:
             "uptime_seconds": round(loop_now - self._born, 1),
             "status": readiness.status,
             "detail": readiness.detail,
+            "media": readiness.media,
             **(pool.status() if pool is not None else NOTHING_YET),
             "calls_active": self._server.active,
             "calls": [_call(state) for state in calls[:MOST_CALLS]],
@@ -274,6 +277,7 @@ def _call(state: CallState) -> Json:
     return {
         "id": state.id,
         "state": state.phase,
+        "suspended": state.suspended,
         "age_seconds": round(state.age_seconds, 1),
         "floor": state.floor,
         "turns": state.turns,

@@ -24,6 +24,7 @@ from voice_rtc.config import LimitSettings, PoolSettings
 from voice_rtc.errors import BadRequest, EnginesLoading
 
 CHANNEL_LABEL = "oai-events"
+HEARTBEAT = "voice_rtc.heartbeat"
 _LONGEST_TOKEN = 64
 
 log = structlog.get_logger("voice_rtc.signaling")
@@ -45,7 +46,8 @@ async def create_call(request: web.Request) -> web.Response:
     settings = request.app[SETTINGS]
     engines = request.app[STATE].engines
     offer = await read_offer(request, settings.limits)
-    call = registry.create(CHANNEL_LABEL, SPARE_EVENTS, line_wish(request, settings.pool))
+    wish = line_wish(request, settings.pool)
+    call = registry.create(CHANNEL_LABEL, SPARE_EVENTS, wish, heartbeat=HEARTBEAT)
     try:
         if engines is None:  # the registry admits nothing before they are there
             raise EnginesLoading

@@ -21,7 +21,7 @@ from signaling.realtime_session import (
 from voice_rtc.call import events
 from voice_rtc.call.call import Call
 from voice_rtc.core.history import Item
-from voice_rtc.errors import BadRequest, UnknownItem, VoiceRtcError
+from voice_rtc.errors import BadRequest, RateLimited, UnknownItem, VoiceRtcError
 from voice_rtc.media.channel import Rejected
 
 _ROLES = ("user", "system", "assistant")
@@ -81,6 +81,7 @@ class RealtimeClient:
         self._send({"type": "session.created", "session": self._session})
         for event in early or ():
             self._send(event)
+        channel.on_limit = lambda message: self._refuse(RateLimited(message), None)
         burst = max(1.0, 2 * self._limits.channel_messages_per_second)
         limiter = AsyncLimiter(burst, burst / self._limits.channel_messages_per_second)
         async for message in channel.messages():

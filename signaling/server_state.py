@@ -12,6 +12,7 @@ from voice_rtc import __version__
 from voice_rtc.call.registry import CallRegistry
 from voice_rtc.config import Settings
 from voice_rtc.engines.base import EngineSet
+from voice_rtc.media.selftest import MediaPath
 from voice_rtc.metrics import Metrics
 
 _PROGRESS_LINES = 20
@@ -25,6 +26,8 @@ class ServerState:
     detail: str = "The speech engines are loading."
     progress: list[str] = field(default_factory=list)
     engines: EngineSet | None = None
+    media: MediaPath | None = None
+    """Which way audio takes; None until that is known."""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when loading is over, well or not."""
 
@@ -37,6 +40,8 @@ class ServerState:
         self.engines = engines
         self.status = "ready"
         self.detail = "Ready for calls."
+        if self.media is not None and self.media.reason:
+            self.detail += f" Audio takes the slow stock path: {self.media.reason}."
         self.settled.set()
 
     def failed(self, detail: str) -> None:
@@ -54,6 +59,7 @@ class ServerState:
             "progress": self.progress,
             "engines": [asdict(info) for info in engines.infos()] if engines else [],
             "notes": list(engines.notes) if engines else [],
+            "media": asdict(self.media) if self.media is not None else None,
             "calls_active": registry.active,
             "slots": registry.slots,
             "version": __version__,

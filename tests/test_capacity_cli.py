@@ -47,6 +47,7 @@ def test_a_machine_without_weights_and_gpu_is_told_what_it_carries(tmp_path: Pat
         "pocketsphinx was not measured",
         "For 500 callers:",
         "500 callers need",
+        "media path          fast",
         "pocketsphinx understands commands, not dictation",
     ):
         assert words in done.stdout, words

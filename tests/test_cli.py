@@ -14,15 +14,20 @@ import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import aiohttp
 import pytest
 
+from signaling import event_loop
+from tests.support.audio import tone
 from tests.support.caller import calling
 from voice_rtc import __version__
 from voice_rtc.cli import reference
 from voice_rtc.config import Settings
+from voice_rtc.core.audio import rms_dbfs
 from voice_rtc.doctor import examine
+from voice_rtc.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 
@@ -78,6 +83,18 @@ def test_a_taken_port_is_one_line_too() -> None:
     assert "choose another with --port" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_server_that_must_be_fast_says_why_it_does_not_start() -> None:
+    """Reports come after half a second at the soonest: no self-test passes in less."""
+    done = voice_rtc(
+        "serve", "--fake", "--host", "127.0.0.1", "--port", str(free_port()),
+        VOICE_RTC_MEDIA__PATH="fast", VOICE_RTC_MEDIA__SELF_TEST_SECONDS="0.5",
+    )  # fmt: skip  # reads as the command line that it is
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("voice-rtc: media_path_unusable: media.path is fast, but the self-test")
+    assert "within 0.5 s" in last and "media.path = auto" in last
+
+
 def test_config_tells_values_and_origins_and_hides_secrets(tmp_path: Path) -> None:
     file = tmp_path / "v.toml"
     file.write_text('[llm]\nmodel = "mine"\n')
@@ -100,7 +117,7 @@ def test_the_doctor_finds_a_taken_port_and_says_what_to_do() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        settings = Settings(server={"host": "127.0.0.1", "port": port})
+        settings = Settings(server={"host": "127.0.0.1", "port": port}, media={"path": "stock"})
         check = next(c for c in examine(settings) if c.name == "HTTP port")
     assert check.status == "fail" and "--port" in check.remedy
 
@@ -110,9 +127,10 @@ def test_the_doctor_names_what_is_missing(tmp_path: Path) -> None:
         server={"tls_certificate": tmp_path / "none.pem", "tls_key": tmp_path / "none.key"},
         stt={"model": str(tmp_path)},
         llm={"base_url": f"http://127.0.0.1:{free_port()}/v1"},
+        media={"path": "fast", "self_test_seconds": 0.5},
     )
     failed = {check.name: check for check in examine(settings) if check.status == "fail"}
-    assert {"HTTPS", "Whisper", "Language model"} <= set(failed)
+    assert {"HTTPS", "Media path", "Whisper", "Language model"} <= set(failed)
     assert all(check.remedy for check in failed.values())
 
 
@@ -124,12 +142,14 @@ def test_doctor_as_json() -> None:
 
 
 @asynccontextmanager
-async def served(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def served(
+    *arguments: str, **environment: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """`voice-rtc serve` in a process of its own, ready."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "voice_rtc", "serve", "--host", "127.0.0.1", "--port", str(port),
-        *arguments, stderr=asyncio.subprocess.PIPE,
+        *arguments, stderr=asyncio.subprocess.PIPE, env={**os.environ, **environment},
     )  # fmt: skip  # reads as the command line that it is
     assert process.stderr is not None
     try:
@@ -154,8 +174,18 @@ async def test_sigterm_tells_callers_and_waits_for_them() -> None:
         assert await process.wait() == 0
 
 
-async def test_a_second_signal_ends_the_calls_at_once() -> None:
-    async with asyncio.timeout(55), served("--fake") as (process, url), calling(url) as caller:
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+async def test_a_second_signal_ends_the_calls_at_once(loop: str) -> None:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    async with (
+        asyncio.timeout(55),
+        served("--fake", VOICE_RTC_SERVER__EVENT_LOOP=loop) as (process, url),
+        calling(url) as caller,
+    ):
+        await caller.say(tone(1.0))
+        await caller.event("response.done")
+        assert rms_dbfs(caller.audio()) > -40
         process.send_signal(signal.SIGTERM)
         await caller.event("voice_rtc.going_away")
         process.send_signal(signal.SIGTERM)
@@ -176,6 +206,21 @@ async def test_embedded_engines_serve_from_the_command_line() -> None:
         }
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 0
+
+
+def test_the_event_loop_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(wanted: Literal["auto", "uvloop", "asyncio"]) -> str:
+        with asyncio.Runner(loop_factory=event_loop.loop_factory(wanted)) as runner:
+            return type(runner.get_loop()).__module__.partition(".")[0]
+
+    assert made("asyncio") == "asyncio"
+    monkeypatch.setattr(event_loop, "_has_uvloop", lambda: False)
+    assert made("auto") == "asyncio"
+    with pytest.raises(ConfigError, match="pip install uvloop"):
+        made("uvloop")
+    monkeypatch.undo()
+    pytest.importorskip("uvloop")
+    assert made("auto") == made("uvloop") == "uvloop"
 
 
 def test_headers_may_be_secrets_and_are_masked() -> None:

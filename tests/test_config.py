@@ -224,3 +224,18 @@ def test_every_setting_is_documented():
 def test_settings_are_frozen():
     with pytest.raises(ValidationError):
         Settings().server.port = 1
+
+
+@pytest.mark.parametrize("ports", ["50000", "50010-50000", "0-10", "60000-70000", "a-b", "-"])
+def test_a_range_of_ports_that_is_none_is_refused(ports: str):
+    assert "media.udp_ports" in refused(overrides={"media.udp_ports": ports})
+
+
+def test_a_range_of_ports_is_read():
+    settings = load(None, {"media.udp_ports": "50000-50003"}, {}).settings
+    assert settings.media.udp_port_range == range(50000, 50004)
+    assert Settings().media.udp_port_range is None
+
+
+def test_a_call_is_not_ended_before_it_is_suspended():
+    assert "end_seconds" in refused(overrides={"media.suspend_seconds": 8.0})

@@ -35,8 +35,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "voice_rtc.metrics": LEAVES,
     "voice_rtc.inbox": (CORE, *LEAVES),
     "voice_rtc.cli": ("signaling", "voice_rtc.doctor", "voice_rtc.capacity_report", *LEAVES),
-    "voice_rtc.doctor": (ENGINES, *LEAVES),
-    "voice_rtc.capacity_report": ("voice_rtc.engines.catalog", BASE, POOL, CORE, *LEAVES),
+    "voice_rtc.doctor": (ENGINES, MEDIA, *LEAVES),
+    "voice_rtc.capacity_report": ("voice_rtc.engines.catalog", BASE, MEDIA, POOL, CORE, *LEAVES),
     "voice_rtc.__main__": ("voice_rtc.cli",),
     "voice_rtc": (),
     "signaling.main": EVERYTHING,
@@ -74,6 +74,7 @@ RULES: dict[str, tuple[str, ...]] = {
             *LEAVES,
         ),
     ),
+    "tools.bench_opus": ("tools", CORE, "voice_rtc.media.opus", *LEAVES),
     "tools": ("tools", CORE, ERRORS, "voice_rtc.engines.fakes"),
     "web": ("web",),
 }

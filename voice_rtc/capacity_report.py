@@ -1,8 +1,8 @@
 """What this machine carries: ``voice-rtc capacity``.
 
-The configured speech recognition is loaded and measured as a server would do it at its start, with
-the same cache; then the pool's own rules give the number of callers for each mode, with the reason,
-and a plan for more. Nothing is served, no port is opened.
+The media path is tried, and the configured speech recognition loaded and measured, as a server
+would do it at its start, with the same cache; then the pool's own rules give the number of callers
+for each mode, with the reason, and a plan for more. Nothing is served, no port is opened.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from voice_rtc.core.capacity import (
 )
 from voice_rtc.engines.base import SttEngine, SttMode, SupportsProbe
 from voice_rtc.engines.catalog import load_stt
+from voice_rtc.media.selftest import MediaPath, path_by_version, tested_path
 from voice_rtc.pool.gpu import GpuReadings, GpuSource, read_gpus
 from voice_rtc.pool.memory import MachineMemory, read_machine
 from voice_rtc.pool.probe import Circumstances, curve_of, on_gpu, sizing
@@ -63,6 +64,7 @@ class CapacityReport:
     """Were batches timed, now or earlier?"""
     goal_seconds: float
     cores: int
+    media_path: MediaPath
     media_calls: int
     """Calls whose media one server process carries."""
     memory: MachineMemory
@@ -86,14 +88,23 @@ async def examine(
     callers: int | None = None,
     *,
     measure: bool = True,
+    try_media: bool = False,
     report: Callable[[str], None] = lambda _line: None,
     gpus: GpuSource = read_gpus,
 ) -> CapacityReport:
     """Load, measure, compute, and close again. ``report`` gets a line for each step.
 
-    ``measure`` false takes an earlier measurement or the engine's word. Raises EngineError when
-    the speech recognition that is configured cannot be loaded.
+    ``measure`` false takes an earlier measurement or the engine's word; ``try_media`` has the media
+    path tested as at a server's start. Raises EngineError when the speech recognition that is
+    configured cannot be loaded, MediaPathUnusable when the media path is not.
     """
+    choose = tested_path if try_media else path_by_version
+    if try_media:
+        report("media: calling myself to see whether the fast path works")
+    path = await choose(settings.media, settings.limits)
+    if path.path == "stock":
+        media = settings.media.model_copy(update={"path": "stock"})
+        settings = settings.model_copy(update={"media": media})
     # In the shared mode an engine works in batches; what it does alone is measured with it.
     batching = settings.model_copy(
         update={"pool": settings.pool.model_copy(update={"mode": "shared"})}
@@ -104,7 +115,7 @@ async def examine(
         if measure and isinstance(engine, SupportsProbe):
             report("stt: measuring what it carries")
         curve = await curve_of(engine, "shared", batching, readings, measure=measure)
-        return _report(settings, engine, curve, readings, callers)
+        return _report(settings, engine, curve, readings, callers, path)
     finally:
         await engine.aclose()
 
@@ -115,6 +126,7 @@ def _report(
     curve: LatencyCurve | None,
     gpus: GpuReadings,
     callers: int | None,
+    path: MediaPath,
 ) -> CapacityReport:
     info, memory = engine.info, read_machine()
     devices = len(gpus.usable) if on_gpu(info) else 0
@@ -144,7 +156,8 @@ def _report(
         measured=curve is not None,
         goal_seconds=settings.pool.final_goal_seconds,
         cores=base.cores,
-        media_calls=calls_of_one_process(settings.media.call_core_share, settings.media.core_share),
+        media_path=path,
+        media_calls=calls_of_one_process(settings.media.share_of_a_call, settings.media.core_share),
         memory=memory,
         gpus=gpus,
         mode=base.mode,

@@ -48,7 +48,8 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        print(f"voice-rtc: {error}", file=sys.stderr)
+        code = "" if error.code == ConfigError.code else f"{error.code}: "
+        print(f"voice-rtc: {code}{error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -159,7 +160,9 @@ def capacity(
         print(line, file=sys.stderr)
 
     try:
-        found = asyncio.run(examine(settings, callers, measure=measure, report=report))
+        found = asyncio.run(
+            examine(settings, callers, measure=measure, try_media=measure, report=report)
+        )
     except EngineError as error:
         print(f"voice-rtc: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -179,6 +182,7 @@ def _print_capacity(found: CapacityReport) -> None:
         "processor": f"{found.cores} cores",
         "memory": f"{found.memory.available_mb:.0f} of {found.memory.limit_mb:.0f} MB free",
         "GPU": "; ".join(gpus) or "none",
+        "media path": f"{found.media_path.path} {found.media_path.reason}".strip(),
     }
     if found.gpus.problem:
         facts["GPU problem"] = found.gpus.problem

@@ -14,9 +14,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -57,6 +65,9 @@ class ServerSettings(Section):
     """Origins whose pages may call the API; ``*`` is any."""
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
     """On SIGTERM running calls may go on this long before they are ended."""
+    event_loop: Literal["auto", "uvloop", "asyncio"] = "auto"
+    """What drives the process: ``uvloop``, Python's own ``asyncio``, or uvloop where it is
+    installed."""
 
 
 class LimitSettings(Section):
@@ -72,10 +83,26 @@ class LimitSettings(Section):
     """m-lines in an offer."""
     sdp_candidates: int = Field(40, ge=0, le=1000)
     """ICE candidates in an offer."""
+    rtp_packets_per_second: float = Field(150.0, ge=50, le=10_000)
+    """RTP packets of one caller; what comes faster is dropped and counted."""
+    rtp_sources: int = Field(4, ge=1, le=64)
+    """Sources (SSRC) of one call of which statistics are kept and reports are sent."""
+    rtcp_packets_per_second: float = Field(50.0, ge=5, le=10_000)
+    """RTCP packets of one caller; a burst of twice as many is allowed."""
+    datagrams_per_second: float = Field(500.0, ge=100, le=100_000)
+    """Datagrams of one call that are no RTP: ICE, DTLS with the data channel, RTCP."""
     channel_message_bytes: int = Field(16_384, ge=256, le=262_144)
     """Largest data channel message."""
+    channel_reassembly_bytes: int = Field(131_072, ge=16_384, le=1_048_576)
+    """Data channel bytes of a call that may wait for the rest of their messages; past it, reading
+    ends and the call too."""
+    channels: int = Field(16, ge=1, le=1000)
+    """Data channels that a client may open in one call. All but the first of the right label are
+    closed at once; one too many ends the call."""
     channel_messages_per_second: float = Field(20.0, gt=0, le=1000)
-    """Sustained rate of data channel messages per call; a burst of twice as many is allowed."""
+    """Sustained rate of data channel messages per call; a burst of twice as many is allowed. Up to
+    256 more wait; then they are refused. At ten times the rate (after a burst of fifty times) the
+    call is ended."""
     channel_events: int = Field(512, ge=16, le=65_536)
     """Events waiting for a client; past it the oldest that can be spared are dropped."""
     conversation_items: int = Field(200, ge=4, le=10_000)
@@ -89,24 +116,86 @@ class MediaSettings(Section):
 
     path: Literal["auto", "fast", "stock"] = "auto"
     """``fast``: RTP of our own past aiortc, without its jitter buffer and threads; ``stock``:
-    aiortc's tracks; ``auto``: fast where it fits the installation and the client, else stock."""
+    aiortc's tracks; ``auto``: fast where a self-test at the start saw it work and the client has
+    Opus, else stock. With ``fast`` a server that fails the self-test does not start."""
+    self_test_seconds: Annotated[float, Field(ge=0.5, le=60)] = 5.0
+    """The self-test of the fast path, which a call of the server to itself is, has failed when it
+    takes longer; usually 1 to 2 s."""
     ice_servers: tuple[Annotated[str, Field(pattern=r"^stun:\S+$")], ...] = ()
     """STUN URLs (``stun:host:port``) for the server's own side; empty: host candidates only."""
+    udp_ports: str = ""
+    """UDP ports of the calls, ``first-last``, e.g. ``50000-50199``, for a firewall. A call takes
+    one on each address of the server; one without a free port is refused. Empty: any port."""
     keep_remote_candidates: bool = False
     """Use the addresses that an offer names; needed when the server itself is behind NAT."""
     connect_deadline_seconds: Seconds = 15.0
     """A call whose media is not connected by then is ended."""
+    opus_bitrate: int = Field(56_000, ge=6_000, le=128_000)
+    """Bit/s of the agent's voice while it speaks (fast path; CELT, docs/benchmarks.md)."""
+    opus_complexity: int = Field(0, ge=0, le=10)
+    """Of the Opus encoder (fast path); 5 takes twice the time of 0."""
+    suspend_seconds: Seconds = 3.0
+    """A caller who was not heard of for so long, sending nothing and answering no consent check, is
+    suspended: the agent falls silent, and goes on where it was when the caller is heard again."""
+    end_seconds: Seconds = 8.0
+    """A call whose caller was not heard of for so long is ended."""
     inbound_buffer_seconds: Annotated[float, Field(ge=0.5, le=60)] = 2.0
     """Inbound audio waiting for the listener; past it the oldest is dropped and counted."""
     reply_buffer_seconds: Seconds = 3.0
     """Speech made ahead of playout; synthesis waits when it is reached."""
+
+    @field_validator("udp_ports")
+    @classmethod
+    def _is_range(cls, value: str) -> str:
+        if value:
+            first, dash, last = value.partition("-")
+            if not dash or not (first.isdecimal() and last.isdecimal()):
+                raise ValueError("must be two ports, first-last, e.g. 50000-50199")
+            if not 1 <= int(first) <= int(last) <= 65_535:
+                raise ValueError("the first port must not be above the last, from 1 to 65535")
+        return value
+
+    @property
+    def udp_port_range(self) -> range | None:
+        """The ports of ``udp_ports``; None for any."""
+        if not self.udp_ports:
+            return None
+        first, last = self.udp_ports.split("-")
+        return range(int(first), int(last) + 1)
+
+    @model_validator(mode="after")
+    def _suspended_before_ended(self) -> Self:
+        if self.end_seconds <= self.suspend_seconds:
+            raise ValueError("end_seconds must be more than suspend_seconds")
+        return self
+
     call_core_share: float = Field(0.03, gt=0, le=1)
     """Share of a core that one talking call takes of the server's own process, which has one event
     loop for all calls, voice activity detection included. Measured: 0.40 of a core for ten talking
-    and ten waiting calls on the fast path; with the stock tracks 0.06 a call. Bounds the slots."""
+    and ten waiting calls on the fast path. Bounds the slots."""
+    stock_call_core_share: float = Field(0.06, gt=0, le=1)
+    """The same where audio takes the stock tracks."""
     core_share: float = Field(0.9, gt=0, le=1)
     """Share of one core that all calls together may take of the server's own process; when it uses
     more and its event loop feels it, no call is taken."""
+
+    @property
+    def share_of_a_call(self) -> float:
+        """Of a core, for the path that is set."""
+        return self.stock_call_core_share if self.path == "stock" else self.call_core_share
+
+
+class RelaySettings(Section):
+    """TURN servers that clients behind strict firewalls reach this server through."""
+
+    urls: tuple[Annotated[str, Field(pattern=r"^turns?:\S+$")], ...] = ()
+    """TURN URLs (``turn:host:3478?transport=udp``, ``turns:host:443?transport=tcp``) that clients
+    are told by ``GET /v1/realtime/ice``; empty: none."""
+    secret: SecretStr = SecretStr("")
+    """Shared with the TURN server (coturn: ``use-auth-secret``, ``static-auth-secret``); each
+    client gets a user name and a password made of it."""
+    ttl_seconds: int = Field(3600, ge=60, le=86_400)
+    """How long such a password may be used to begin a call."""
 
 
 class SessionSettings(Section):
@@ -242,7 +331,8 @@ class VadSettings(Section):
     """Voice activity detection."""
 
     engine: Literal["auto", "silero", "webrtc", "threshold"] = "auto"
-    """``auto`` is Silero behind a webrtcvad gate; ``threshold`` is the fake for tests."""
+    """``auto`` is Silero behind two gates, the client's own audio level and webrtcvad;
+    ``threshold`` is the fake for tests."""
     gate_aggressiveness: int = Field(1, ge=0, le=3)
     """webrtcvad mode of the gate before Silero; 3 filters most."""
 
@@ -363,6 +453,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     limits: LimitSettings = LimitSettings()
     media: MediaSettings = MediaSettings()
+    relay: RelaySettings = RelaySettings()
     session: SessionSettings = SessionSettings()
     turns: TurnSettings = TurnSettings()
     pool: PoolSettings = PoolSettings()

@@ -5,6 +5,7 @@ Nothing here raises: a check that cannot be made says so. Nothing is changed or 
 
 from __future__ import annotations
 
+import asyncio
 import ctypes.util
 import importlib.util
 import os
@@ -25,7 +26,8 @@ from voice_rtc.engines import hub
 from voice_rtc.engines.hub import local_folder
 from voice_rtc.engines.stt import whisper
 from voice_rtc.engines.tts import kokoro
-from voice_rtc.errors import EngineError
+from voice_rtc.errors import EngineError, MediaPathUnusable
+from voice_rtc.media.selftest import tested_path
 
 _REACH_SECONDS = 2.0
 _LEAST_MEMORY_GB = 1.5
@@ -47,6 +49,7 @@ def examine(settings: Settings) -> list[Check]:
         _python,
         _port,
         _addresses,
+        _media_path,
         _https,
         _libraries,
         _speech_to_text,
@@ -102,6 +105,20 @@ def _addresses(_settings: Settings) -> Iterator[Check]:
         yield Check("Media address", "fail", f"UDP on {found[0]}: {error.strerror}", "allow UDP")
         return
     yield Check("Media address", "ok", ", ".join(found))
+
+
+def _media_path(settings: Settings) -> Iterator[Check]:
+    try:
+        chosen = asyncio.run(tested_path(settings.media, settings.limits))
+    except MediaPathUnusable as error:
+        yield Check("Media path", "fail", str(error), "see Media path in docs/runbook.md")
+        return
+    if chosen.reason:
+        finding = f"stock, slower and for half as many calls: {chosen.reason}"
+        yield Check("Media path", "warn", finding, "see Media path in docs/runbook.md")
+    else:
+        how = "as media.path asks" if chosen.path == "stock" else "a call of this machine to itself"
+        yield Check("Media path", "ok", f"{chosen.path}: {how}")
 
 
 def _https(settings: Settings) -> Iterator[Check]:

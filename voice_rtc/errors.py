@@ -2,6 +2,7 @@
 
     VoiceRtcError
     ├── ConfigError                      a setting is wrong; the server does not start
+    │   └── MediaPathUnusable            media.path is fast, and that does not work here
     ├── AdmissionError                   no new call now
     │   ├── QueueFull                    no free slot and no room in the waiting line
     │   ├── QueueTimeout                 waited too long for a slot
@@ -58,6 +59,12 @@ class ConfigError(VoiceRtcError):
     code = "bad_config"
 
 
+class MediaPathUnusable(ConfigError):
+    """The fast media path is demanded and does not work on this machine."""
+
+    code = "media_path_unusable"
+
+
 class AdmissionError(VoiceRtcError):
     """No new call can be admitted now."""
 
@@ -111,6 +118,12 @@ class Overloaded(AdmissionError):
     """The server is too busy for another call."""
 
     code = "overloaded"
+
+
+class NoMediaPort(AdmissionError):
+    """No UDP port of the server's range is free for another call."""
+
+    code = "no_media_port"
 
 
 class EnginesLoading(AdmissionError):

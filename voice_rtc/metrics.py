@@ -41,6 +41,12 @@ class Metrics:
         self.call_setup_seconds = self._histogram(
             "call_setup_seconds", "From offer to media connected.", _SECONDS
         )
+        self.calls_suspended = self._gauge(
+            "calls_suspended", "Calls whose caller is not heard of at the moment."
+        )
+        self.suspensions_total = self._counter(
+            "suspensions_total", "Suspended calls, by what came of it.", "result"
+        )
         # pool
         self.leases_active = self._gauge("leases_active", "STT slots held by calls.")
         self.pool_slots = self._gauge("pool_slots", "STT slots, by state.", "state")
@@ -148,12 +154,16 @@ class Metrics:
         self.send_lateness_seconds = self._histogram(
             "send_lateness_seconds", "How late outbound frames were handed over.", _FAST
         )
+        self.media_path = self._gauge("media_path", "1 for the way that audio takes.", "path")
         # signaling
         self.offers_rejected_total = self._counter(
             "offers_rejected_total", "Offers not answered with 201.", "reason"
         )
         self.channel_events_dropped_total = self._counter(
             "channel_events_dropped_total", "Events for a client that did not read them."
+        )
+        self.channels_abused_total = self._counter(
+            "channels_abused_total", "Calls ended for what their data channels sent.", "reason"
         )
         self.channel_messages_rejected_total = self._counter(
             "channel_messages_rejected_total", "Data channel messages refused.", "reason"
@@ -174,6 +184,11 @@ class Metrics:
             "voice_rtc_build_info", "Version.", ["version", "python"], registry=self.registry
         )
         info.labels(__version__, platform.python_version()).set(1)
+
+    def tell_media_path(self, path: str) -> None:
+        """Audio takes the way ``path``."""
+        for each in ("fast", "stock"):
+            self.media_path.labels(each).set(each == path)
 
     def render(self) -> bytes:
         """The exposition format for GET /metrics."""

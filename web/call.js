@@ -3,6 +3,8 @@
  */
 
 import { CallFailure, refusal } from "/static/errors.js";
+import { HEARTBEAT, Heartbeat, INTERVAL_MS } from "/static/heartbeat.js";
+import { iceConfiguration } from "/static/ice.js";
 
 const CALLS_URL = "/v1/realtime/calls";
 const CHANNEL = "oai-events";
@@ -27,8 +29,10 @@ const WAITING_GAP_MS = 2_000;
 export class Call {
   /** @type {string} */
   id = "";
-  #peer = new RTCPeerConnection();
-  #channel = this.#peer.createDataChannel(CHANNEL);
+  /** @type {RTCPeerConnection} */
+  #peer;
+  /** @type {RTCDataChannel} */
+  #channel;
   /** @type {RTCRtpSender} */
   #sender;
   /** @type {Listeners} */
@@ -40,11 +44,17 @@ export class Call {
   /** `voice_rtc.call.ended` came: the page knows why, and the server need not be told. */
   #explained = false;
   #gapTimer = 0;
+  #heartbeat = new Heartbeat(performance.now());
+  #beatTimer = 0;
+  /** The server does not answer at the moment. */
+  #unanswered = false;
   #greet = () => {};
 
-  /** @param {MediaStreamTrack} track @param {Listeners} listeners */
-  constructor(track, listeners) {
+  /** @param {RTCConfiguration} ice @param {MediaStreamTrack} track @param {Listeners} listeners */
+  constructor(ice, track, listeners) {
     this.#listeners = listeners;
+    this.#peer = new RTCPeerConnection(ice);
+    this.#channel = this.#peer.createDataChannel(CHANNEL);
     this.#sender = this.#peer.addTrack(track, new MediaStream([track]));
     this.#peer.ontrack = ({ track: remote, streams }) => {
       listeners.onRemoteStream(streams[0] ?? new MediaStream([remote]));
@@ -62,7 +72,7 @@ export class Call {
    * @throws {CallFailure} or an AbortError
    */
   static async place(track, listeners, signal, resume = "") {
-    const call = new Call(track, listeners);
+    const call = new Call(await iceConfiguration(signal), track, listeners);
     try {
       await call.#connect(signal, resume);
       return call;
@@ -89,6 +99,19 @@ export class Call {
     this.#channel.onclose = () => this.#lost("connection_lost");
     if (this.#channel.readyState !== "open") this.#lost("connection_lost");
     else if (this.#peer.connectionState !== "connected") this.#watchConnection();
+    if (this.#over) return;
+    this.#heartbeat = new Heartbeat(performance.now());
+    this.#beatTimer = setInterval(() => this.#beat(), INTERVAL_MS);
+    this.#beat();
+  }
+
+  #beat() {
+    this.send({ type: HEARTBEAT });
+    const state = this.#heartbeat.beat(performance.now(), this.waits);
+    if (state === "lost") return this.#lost("connection_lost");
+    if (this.#unanswered === (state === "gap")) return;
+    this.#unanswered = state === "gap";
+    this.#listeners.onInterruption(this.#unanswered || this.#peer.connectionState === "disconnected");
   }
 
   /** @param {string} url @param {string} offer @param {AbortSignal} signal @returns {Promise<string>} */
@@ -131,6 +154,8 @@ export class Call {
   /** @param {string} data */
   #receive(data) {
     const event = JSON.parse(data);
+    this.#heartbeat.heard(event.type, performance.now());
+    if (event.type === HEARTBEAT) return;
     if (event.type === "session.created") this.#greet();
     if (event.type === "voice_rtc.call.ended") this.#explained = true;
     this.#listeners.onEvent(event);
@@ -145,7 +170,7 @@ export class Call {
       const patience = this.waits ? WAITING_GAP_MS : GAP_MS;
       this.#gapTimer = setTimeout(() => this.#lost("connection_lost"), patience);
     }
-    this.#listeners.onInterruption(state === "disconnected");
+    this.#listeners.onInterruption(state === "disconnected" || this.#unanswered);
   }
 
   /** @param {string} code */
@@ -203,6 +228,7 @@ export class Call {
   #leave() {
     this.#over = true;
     clearTimeout(this.#gapTimer);
+    clearInterval(this.#beatTimer);
     this.#peer.onconnectionstatechange = null;
     this.#channel.onclose = null;
     this.#channel.onmessage = null;

@@ -174,6 +174,11 @@ const NOTICES = {
     text: "The server needed it back and ended the call. Call again to get a new one.",
     remedy: "call",
   },
+  channel_abused: {
+    title: "The server ended the call",
+    text: "This page sent it more messages than a call may, or larger ones. Reload the page and call again.",
+    remedy: "call",
+  },
   idle: {
     title: "Nobody said anything for too long",
     text: "The server ended the call to make room. Call again when you want to talk.",

@@ -140,11 +140,12 @@ export function outOfService(status) {
 
 /** @param {any} status */
 function serverLine(status) {
-  const { mode, rollout, fallback } = status;
+  const { mode, rollout, fallback, media } = status;
   return [
     mode ? `mode ${mode}` : "",
     rollout ? `${rollout.mode} for ${percent(rollout.share * 100)} of calls` : "",
     fallback ? `fell back from ${fallback.from}: ${fallback.reason}` : "",
+    media ? `${media.path} media path` : "",
     known(status.uptime_seconds) ? `up ${duration(status.uptime_seconds)}` : "",
     status.version ? `version ${status.version}` : "",
   ]

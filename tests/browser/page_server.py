@@ -143,7 +143,9 @@ class RigCall:
     peer: RTCPeerConnection = field(default_factory=RTCPeerConnection)
     tone: Tone = field(default_factory=Tone)
     messages: list[dict[str, Any]] = field(default_factory=list)
-    """Every message of the page, oldest first."""
+    """Every message of the page but heartbeats, oldest first."""
+    is_dead: bool = False
+    """It answers nothing any more."""
     channel: RTCDataChannel | None = None
     inbound: MediaStreamTrack | None = None
     hung_up: bool = False
@@ -170,6 +172,10 @@ class RigCall:
 
     def _receive(self, text: str) -> None:
         message = json.loads(text)
+        if message["type"] == "voice_rtc.heartbeat":
+            if not self.is_dead:
+                self.send("voice_rtc.heartbeat")
+            return
         self.messages.append(message)
         if message["type"] == "session.update":
             self.send("session.updated", session=message["session"])
@@ -329,6 +335,7 @@ class PageServer:
         app.router.add_get("/", self._index)
         app.router.add_static("/static/", WEB)
         app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/v1/realtime/ice", self._ice)
         app.router.add_post("/v1/realtime/calls", self._offer)
         app.router.add_delete("/v1/realtime/calls/{id}", self._hang_up)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -364,6 +371,9 @@ class PageServer:
     async def _readyz(self, _request: web.Request) -> web.Response:
         status = 200 if self.readiness["status"] == "ready" else 503
         return web.json_response(self.readiness, status=status)
+
+    async def _ice(self, _request: web.Request) -> web.Response:
+        return web.json_response({"ice_servers": [], "ttl_seconds": 3600})
 
     async def _offer(self, request: web.Request) -> web.Response:
         assert request.content_type == "application/sdp"

@@ -79,3 +79,6 @@ async def test_a_closed_page_frees_its_call(chromium_page: OpenChromium) -> None
         assert server.registry.active == 1
         await opened.page.close(run_before_unload=True)
         await server.registry.wait_empty()
+        sample = server.metrics.registry.get_sample_value
+        assert sample("voice_rtc_calls_total", {"outcome": "hangup"}) == 1
+        assert sample("voice_rtc_leases_active") == 0

@@ -66,6 +66,8 @@ TROUBLES = [
     ("engine_fallback", 0, "warning", "no GPU: whisper on the CPU",
      replace(QUIET, fallback="no GPU: whisper on the CPU")),
     ("server_busy", 10, "warning", "80 ms late", replace(QUIET, server_busy="80 ms late")),
+    ("media_path_stock", 0, "warning", "audio takes the slow stock path: no such name",
+     replace(QUIET, media_path_stock="no such name")),
 ]  # fmt: skip
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +15,16 @@ from tests.support.audio import noise, speech_clips
 from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm, Samples, silence
 from voice_rtc.engines.base import VadEngine, VadSession, VadWindow
 from voice_rtc.engines.fakes import ThresholdVad
-from voice_rtc.engines.vad.silero import SileroVad, SileroVadSession
+from voice_rtc.engines.vad.silero import (
+    Batcher,
+    Heard,
+    SileroVad,
+    SileroVadSession,
+    Stretch,
+    fresh_state,
+)
 from voice_rtc.engines.vad.webrtc import WebRtcVad
+from voice_rtc.engines.worker import EngineWorker
 from voice_rtc.errors import EngineUnavailable
 
 CLIPS = speech_clips(LISTEN_RATE_HZ)
@@ -72,6 +83,18 @@ async def test_silence_costs_no_inference(silero: SileroVad) -> None:
     assert session.inferences == 0
 
 
+async def test_what_the_client_calls_silent_costs_no_inference(silero: SileroVad) -> None:
+    session = silero.open()
+    assert isinstance(session, SileroVadSession)
+    clip = CLIPS[0].samples
+    for pcm in frames(clip):
+        for window in await session.feed(replace(pcm, level_dbov=-127)):
+            assert window.probability == 0.0
+    assert session.inferences == 0
+    spoken = [replace(pcm, level_dbov=-30) for pcm in frames(clip, len(clip) // 320 * 320)]
+    assert speech_share([w for pcm in spoken for w in await session.feed(pcm)]) > 0.6
+
+
 async def test_the_onset_after_silence_is_not_lost(silero: SileroVad) -> None:
     speech = CLIPS[0].samples
     always = await listen(silero.open(), speech)
@@ -108,6 +131,74 @@ async def test_sessions_do_not_disturb_each_other(silero: SileroVad) -> None:
         together += await mine.feed(pcm)
         await other.feed(loud)
     assert together == alone
+
+
+async def test_batches_give_the_numbers_of_one_call_alone(silero: SileroVad) -> None:
+    """Many calls at once, each at another place of another sound."""
+    clips = [np.roll(CLIPS[i % len(CLIPS)].samples, 3000 * i)[: 3 * SECOND] for i in range(12)]
+    alone = [await listen(silero.open(), clip) for clip in clips]
+    batcher = silero._batcher
+    assert batcher is not None
+    before = batcher.batches
+    together = await asyncio.gather(*(listen(silero.open(), clip) for clip in clips))
+    for one, other in zip(alone, together, strict=True):
+        assert [w.at for w in one] == [w.at for w in other]
+        difference = [a.probability - b.probability for a, b in zip(one, other, strict=True)]
+        assert max(map(abs, difference)) < 1e-4
+    assert batcher.batches - before < sum(len(windows) for windows in alone) / 3
+
+
+class Wedged:
+    """A network that runs when it is allowed to."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.began = asyncio.Event()
+        self.go = threading.Event()
+        self.sizes: list[int] = []
+
+    def run(self, stretches: list[Stretch]) -> list[Heard]:
+        self.loop.call_soon_threadsafe(self.began.set)
+        self.go.wait(10.0)
+        self.sizes.append(len(stretches))
+        if len(stretches) == 3:
+            raise RuntimeError("no three")
+        return [([0.7], fresh_state()) for _ in stretches]
+
+
+async def test_a_batch_is_who_waited_meanwhile_and_its_failure_is_theirs_alone() -> None:
+    worker, network = EngineWorker("vad-test"), Wedged(asyncio.get_running_loop())
+    batcher = Batcher(network, worker)
+    one = Stretch([silence(512)], fresh_state())
+    first = batcher.submit(one)
+    second = [batcher.submit(one) for _ in range(4)]
+    second[0].cancel()  # a call that ended
+    network.go.set()
+    async with asyncio.timeout(10):
+        assert (await first)[0] == [0.7]
+        for failed in second[1:]:
+            with pytest.raises(RuntimeError, match="no three"):
+                await failed
+        assert (await batcher.submit(one))[0] == [0.7]
+    assert network.sizes == [1, 3, 1]
+    await worker.aclose()
+
+
+async def test_whoever_waits_when_it_closes_is_told() -> None:
+    worker, network = EngineWorker("vad-test"), Wedged(asyncio.get_running_loop())
+    batcher = Batcher(network, worker)
+    one = Stretch([silence(512)], fresh_state())
+    running, waiting = batcher.submit(one), batcher.submit(one)
+    batcher.close()
+    with pytest.raises(EngineUnavailable):
+        await waiting
+    async with asyncio.timeout(10):
+        await network.began.wait()
+        network.go.set()
+        await worker.aclose()
+        assert (await running)[0] == [0.7]
+        with pytest.raises(EngineUnavailable):
+            await batcher.submit(one)
 
 
 async def test_silero_that_is_not_started_is_unavailable() -> None:

@@ -39,11 +39,12 @@ class Rig:
         kind: int = OPUS,
         first: int = 65_500,
         pause: int = 0,
+        level: int = 32,
     ) -> None:
         """The packet of a place in the stream, behind frames that were not sent; numbers wrap."""
         timestamp = (2**32 - 5000 + (place + pause) * 960) % 2**32
         data = build(kind, (first + place) % 65536, timestamp, ssrc, payload,
-                     extension=extensions({1: b"\x20"}))  # fmt: skip
+                     extension=extensions({1: bytes([level])}))  # fmt: skip
         self.stream.receive(data, self.now)
 
     def run_to(self, now: float) -> None:
@@ -52,6 +53,13 @@ class Rig:
             self.now = due
             self.stream.tick(due)
         self.now = now
+
+    def levels(self) -> list[int | None]:
+        """What is said of each piece that came."""
+        found = []
+        while (pcm := self._next()) is not None:
+            found.append(pcm.level_dbov)
+        return found
 
     def heard(self) -> Samples:
         """All that came, in one piece and without a gap on the sample clock."""
@@ -94,8 +102,36 @@ def test_what_comes_is_played_at_once() -> None:
     heard = rig.heard()
     assert len(heard) == len(packets) * FRAME
     assert rms_dbfs(heard) > -40
-    assert rig.stream.level_dbov == -32
     assert rig.count("rtp_packets_lost_total") == 0
+
+
+def test_the_level_goes_with_the_sound() -> None:
+    rig, packets = Rig(), speech(0.2)
+    for place, level in ((0, 32), (1, 40), (4, 50), (3, 60), (2, 70), (5, 80)):
+        rig.run_to(place * 0.02)
+        rig.send(place, packets[place], level=level)
+    # What came out of order has no level; what the sender calls silent is, unless it was caught.
+    assert rig.levels() == [-32, -40, None, None, None, None]
+
+
+def test_silence_is_believed_until_there_is_a_sound_in_it() -> None:
+    quiet = Encoder(SEND_RATE_HZ).encode(silence(960))
+    rig, packets = Rig(), speech(1.0)
+    for place in range(5):
+        rig.send(place, quiet, level=127)
+    assert rig.levels() == [-127] * 5
+    for place in range(5, 40):
+        rig.send(place, packets[place], level=127)
+    said = rig.levels()
+    first = said.index(None)
+    assert first <= 10 and said == [-127] * first + [None] * (35 - first)
+
+
+def test_made_up_silence_is_known_to_be_silent() -> None:
+    rig = Rig()
+    rig.send(0, speech(0.1)[0])
+    rig.run_to(1.0)
+    assert rig.levels()[1:] and set(rig.levels()[1:]) <= {-127}
 
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.1, 0.2])
@@ -186,7 +222,7 @@ def test_only_one_source_is_heard_until_it_is_silent() -> None:
 
 
 def test_what_is_not_wanted_is_counted() -> None:
-    rig, packets = Rig(most_packets_per_second=10.0), speech(1.0)
+    rig, packets = Rig(packets_per_second=10.0), speech(1.0)
     rig.stream.receive(b"\x80", 0.0)
     rig.send(0, packets[0], kind=8)
     rig.send(1, b"\xff\xff\xff")
@@ -212,7 +248,7 @@ def test_a_word_that_is_cut_off_ends() -> None:
 
 
 def test_random_packets_never_raise() -> None:
-    dice, rig = random.Random(2), Rig(most_packets_per_second=1e9)
+    dice, rig = random.Random(2), Rig(packets_per_second=1e9)
     for _ in range(5000):
         data = build(OPUS, dice.randint(0, 65535), dice.randint(0, 2**32 - 1),
                      dice.randint(1, 3), dice.randbytes(dice.randint(0, 50)))  # fmt: skip

@@ -45,7 +45,7 @@ class Rig:
     def __init__(self) -> None:
         self.source = Script()
         self.metrics = Metrics()
-        self.out = OutboundRtp(self.source, self.metrics)
+        self.out = OutboundRtp(self.source, self.metrics, bitrate=56_000, complexity=0)
         self.sent: list[tuple[float, RtpPacket]] = []
 
     def start(self) -> None:

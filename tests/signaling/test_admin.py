@@ -73,9 +73,9 @@ async def test_everything_is_there(http: aiohttp.ClientSession) -> None:
     async with http.get("/pool.json", headers=OPERATOR) as response:
         body = await response.json()
     assert set(body) == set(
-        "version now uptime_seconds status detail mode rollout fallback admission ladder slots "
-        "sizing line leases replicas latency machine calls calls_active alerts events history "
-        "redacted".split()
+        "version now uptime_seconds status detail media mode rollout fallback admission ladder "
+        "slots sizing line leases replicas latency machine calls calls_active alerts events "
+        "history redacted".split()
     )
     assert body["status"] == "ready" and body["redacted"] is False
     assert body["slots"]["leased"] == len(body["leases"]) == 18

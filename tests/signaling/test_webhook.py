@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -223,7 +224,7 @@ async def test_a_host_name_is_looked_up_in_a_thread_of_its_own() -> None:
             await receiver.delivered(1)
     assert results(metrics) == {"delivered": 1}
     # aiortc's Opus encoder has the default executor; nobody has used it here.
-    assert asyncio.get_running_loop()._default_executor is None  # type: ignore[attr-defined]
+    assert not [each for each in threading.enumerate() if each.name.startswith("asyncio_")]
 
 
 async def test_names_and_certificates_that_do_not_fit_are_failures_like_others() -> None:

@@ -71,10 +71,12 @@ class Microphone(MediaStreamTrack):
 class Caller:
     """One call. ``events`` has every server event with the loop time of its arrival."""
 
-    def __init__(self, base_url: str, http: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, base_url: str, http: aiohttp.ClientSession, ice: RTCConfiguration | None = None
+    ) -> None:
         self.base_url = base_url
         self.http = http
-        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.connection = RTCPeerConnection(ice or RTCConfiguration(iceServers=[]))
         self.microphone = Microphone()
         self.channel: RTCDataChannel = self.connection.createDataChannel("oai-events")
         self.call_id = ""
@@ -175,15 +177,21 @@ class Caller:
 
 @asynccontextmanager
 async def calling(
-    base_url: str, session: Json | None = None, *, resume: str = "", address: str | None = None
+    base_url: str,
+    session: Json | None = None,
+    *,
+    resume: str = "",
+    address: str | None = None,
+    ice: RTCConfiguration | None = None,
 ) -> AsyncIterator[Caller]:
     """A connected caller; closed, not hung up, at the end of the block.
 
-    ``resume`` is the token of a place in the line, ``address`` where the offer comes from.
+    ``resume`` is the token of a place in the line, ``address`` where the offer comes from, ``ice``
+    says how to get through.
     """
     connector = aiohttp.TCPConnector(local_addr=(address, 0) if address else None)
     async with aiohttp.ClientSession(connector=connector) as http:
-        caller = Caller(base_url, http)
+        caller = Caller(base_url, http, ice)
         try:
             async with asyncio.TaskGroup() as tasks:
                 await caller.dial(tasks, session, resume)

@@ -378,6 +378,7 @@ class ScriptedServer:
             id=call_id(number + 1),
             age_seconds=round(1_730.0 / (number + 1) + self.at, 1),
             connected=True,
+            suspended=False,
             phase="live",
             floor=_FLOORS[(number + int(self.at)) % len(_FLOORS)],
             lease_id=101 + number,
@@ -407,7 +408,8 @@ def view_of(server: ScriptedServer) -> PoolView:
 
     def readiness() -> Readiness:
         status = "draining" if server.draining else "ready" if server.has_pool else "loading"
-        return Readiness(status, "Ready for calls." if server.has_pool else "Loading Whisper.")
+        detail = "Ready for calls." if server.has_pool else "Loading Whisper."
+        return Readiness(status, detail, {"path": "fast", "reason": ""})
 
     return PoolView(server, readiness, born=0.0)
 

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 
 from tools.impair import Relay, without_candidates
 from tools.media_bench.app import Ear
+from voice_rtc.config import LimitSettings
 from voice_rtc.core.audio import FRAME_SECONDS, SEND_FRAME_SAMPLES, SEND_RATE_HZ, Pcm, Samples
 from voice_rtc.core.buffers import Policy
 from voice_rtc.inbox import Inbox
-from voice_rtc.media.joint import Joint, SocketGuard
+from voice_rtc.media.joint import Joint
+from voice_rtc.media.joint_ice import SocketGuard
 from voice_rtc.media.opus import Encoder
 from voice_rtc.media.rtp_in import InboundRtp
 from voice_rtc.media.rtp_out import OutboundRtp
@@ -39,6 +41,7 @@ _HEADER = struct.Struct("!BBHII")
 _FEC_LOSS_PERCENT = 10
 _REFRESH_FRAMES = 20
 """A pause is refreshed every 400 ms, as by libwebrtc."""
+_LIMITS = LimitSettings()
 
 Packets = Sequence[bytes | None]
 """Opus packets of 20 ms each, in turn for ever; None: nothing is sent."""
@@ -220,7 +223,7 @@ class Bot:
         """The server's name of the call."""
         rtp = InboundRtp(_Heard(self.ear), self._metrics, payload_types=frozenset(range(96, 128)))
         transceiver = self._connection.addTransceiver("audio")
-        self._joint = Joint(rtp, cast(OutboundRtp, self.mouth), self._metrics)
+        self._joint = Joint(rtp, cast(OutboundRtp, self.mouth), _LIMITS, self._metrics)
         self._joint.attach(transceiver)
         self._connection.createDataChannel(_CHANNEL)
         self._transport: Any = transceiver.receiver.transport
@@ -232,7 +235,7 @@ class Bot:
     async def connect(self, http: aiohttp.ClientSession, relay: Relay | None = None) -> None:
         """Call the server that ``http`` is a session of. Raises TimeoutError."""
         await self._connection.setLocalDescription(await self._connection.createOffer())
-        SocketGuard(self._transport, self._metrics).attach(self._receive)
+        SocketGuard(self._transport, _LIMITS, self._metrics).attach(self._receive)
         offer = self._connection.localDescription.sdp
         if relay is not None:
             offer = without_candidates(offer)

@@ -68,6 +68,7 @@ _SIGNALS = 256
 REASONS = {
     "hangup": "The call was hung up.",
     "peer_gone": "The media connection was lost.",
+    "channel_abused": "The data channel was misused.",
     "connect_timeout": "The media connection could not be established in time.",
     "idle": "Nobody said anything for too long.",
     "max_duration": "The call reached its maximum length.",
@@ -92,6 +93,7 @@ class Call:
         self._context = CallContext(call_id, ports)
         self.id = call_id
         self.log = self._context.log
+        self._wake: Callable[[], None] = lambda: None
         self._replies = Replies(self._context, self._can_speak)
         self._waiting_room = WaitingRoom(self._context, self._can_speak)
         self.peer = Peer(peer, self, ports.metrics)
@@ -105,6 +107,7 @@ class Call:
         self._hearing: Hearing | None = None
         self._lease: Lease | None = None
         self._is_connected = False
+        self._is_suspended = False
         self._has_asked = False
         self._touched = 0.0
         self._prepared: TextSource | None = None
@@ -130,6 +133,8 @@ class Call:
                 self._context.spawn(client, "client")
                 self._context.spawn(self._watch_end(), "end")
                 self._context.spawn(self._watch_peer(), "peer")
+                self._context.spawn(self._watch_life(), "life")
+                self._context.spawn(self._watch_abuse(), "abuse")
                 self._context.spawn(self.peer.run_inbound(), "inbound")
                 # Not before: an offer that nobody follows up never takes a slot.
                 await self.peer.connected()
@@ -216,6 +221,10 @@ class Call:
     async def _close(self, reason: str) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._is_suspended:
+            self._is_suspended = False
+            self._context.metrics.calls_suspended.dec()
+            self._context.metrics.suspensions_total.labels("ended").inc()
         try:
             self._context.emit(events.Ended(reason, REASONS[reason]))
             await self.peer.channel.flushed(_LAST_WORDS_SECONDS if self._is_connected else 0.0)
@@ -237,9 +246,31 @@ class Call:
         context.metrics.call_setup_seconds.observe(context.now())
         self.log.info("call_connected", setup_seconds=round(context.now(), 3))
         await self.peer.lost()
+        self._lose_peer()
+
+    def _lose_peer(self) -> None:
         if not self._end.done():  # who has hung up wants its place no more
-            context.ports.pool.keep_place(self.id)
+            self._context.ports.pool.keep_place(self.id)
         self.end("peer_gone")
+
+    async def _watch_life(self) -> None:
+        await self.peer.connected()
+        await self.peer.vanished(self._suspend)
+        self._lose_peer()
+
+    def _suspend(self, suspended: bool) -> None:
+        """Nobody hears the agent, or somebody does again."""
+        self._is_suspended = suspended
+        self._context.metrics.calls_suspended.inc(1 if suspended else -1)
+        if not suspended:
+            self._context.metrics.suspensions_total.labels("resumed").inc()
+            self._wake()
+        self.log.info("call_suspended" if suspended else "call_resumed")
+
+    async def _watch_abuse(self) -> None:
+        reason = await self.peer.abused()
+        self.log.warning("channel_abused", reason=reason)
+        self.end("channel_abused")
 
     async def _watch_limits(self) -> None:
         """Both limits count from the slot: who waits is neither idle nor talking."""
@@ -268,11 +299,14 @@ class Call:
 
     def next_frame(self) -> Samples | None:
         """What the caller hears next; see `media.outbound.FrameSource`."""
+        if self._is_suspended:
+            return None  # what is to be said waits
         held = self._waiting_room.next_frame()
         return held if held is not None else self._replies.speaker.next_frame()
 
     def on_sound(self, wake: Callable[[], None]) -> None:
         """See `media.outbound.FrameSource`."""
+        self._wake = wake
         self._waiting_room.on_sound(wake)
         self._replies.speaker.on_sound(wake)
 
@@ -378,6 +412,7 @@ class Call:
             id=self.id,
             age_seconds=round(self._context.now(), 1),
             connected=self._is_connected,
+            suspended=self._is_suspended,
             phase=self._phase,
             floor=self._turns.floor.name,
             lease_id=self._lease.id if self._lease else None,

@@ -24,7 +24,9 @@ from voice_rtc.errors import (
     UnknownCall,
     VoiceRtcError,
 )
+from voice_rtc.media.joint_ports import PortRange
 from voice_rtc.media.peer import PeerSettings
+from voice_rtc.media.selftest import MediaPath
 from voice_rtc.metrics import Metrics
 from voice_rtc.pool.gpu import GpuSource, read_gpus
 from voice_rtc.pool.memory import MemorySource, read_machine
@@ -43,6 +45,9 @@ class CallRegistry:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
+        udp_ports = settings.media.udp_port_range
+        self._udp_ports = None if udp_ports is None else PortRange(udp_ports)
+        self._media_path = MediaPath("fast")
         self._ports: CallPorts | None = None
         self._calls: dict[str, Call] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -76,6 +81,7 @@ class CallRegistry:
         """The engines are ready: calls can be admitted inside this block."""
         async with SttPool(self._settings, engines, self._metrics, gpus, memory).running() as pool:
             pool.supervisor.on_step = self._announce_step
+            pool.supervisor.governor.media_path_stock = self._media_path.reason
             self._ports = CallPorts(self._settings, engines, pool, self._metrics)
             try:
                 yield pool
@@ -85,6 +91,18 @@ class CallRegistry:
     def _announce_step(self, step: int, name: str, message: str) -> None:
         for call in self._calls.values():
             call.announce(Degraded(step, name, message))
+
+    @property
+    def media_path(self) -> MediaPath:
+        """Which way the audio of calls takes. To be set before `open`: slots go by it."""
+        return self._media_path
+
+    @media_path.setter
+    def media_path(self, chosen: MediaPath) -> None:
+        self._media_path = chosen
+        if chosen.path == "stock":
+            media = self._settings.media.model_copy(update={"path": "stock"})
+            self._settings = self._settings.model_copy(update={"media": media})
 
     @property
     def pool(self) -> SttPool | None:
@@ -120,13 +138,26 @@ class CallRegistry:
         log.info("draining" if draining else "admitting", calls=len(self._calls))
 
     def create(
-        self, channel_label: str, spare_events: frozenset[str], line: LineWish = AS_IT_COMES
+        self,
+        channel_label: str,
+        spare_events: frozenset[str],
+        line: LineWish = AS_IT_COMES,
+        *,
+        heartbeat: str = "",
     ) -> Call:
-        """Admit a call. Raises AdmissionError. `start` or `abandon` must follow."""
+        """Admit a call. Raises AdmissionError. `start` or `abandon` must follow.
+
+        The rest is as in `PeerSettings`.
+        """
         call_id = f"rtc_{token_hex(10)}"
         ports = self._admit(call_id, line)
         peer = PeerSettings(
-            self._settings.media, self._settings.limits, channel_label, spare_events
+            self._settings.media,
+            self._settings.limits,
+            channel_label,
+            spare_events,
+            self._udp_ports,
+            heartbeat,
         )
         call = Call(call_id, ports, peer, line)
         self._calls[call.id] = call

@@ -86,6 +86,8 @@ class CallState:
     id: str
     age_seconds: float
     connected: bool
+    suspended: bool
+    """The caller is not heard of at the moment; see `core.liveness`."""
     phase: Literal["connecting", "waiting", "live"]
     floor: str
     lease_id: int | None

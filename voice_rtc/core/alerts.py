@@ -14,6 +14,7 @@ its rule has spoken for ``for_seconds`` without a break and cleared when it has 
     replica_flapping   replicas are replaced again and again                    warning
     engine_fallback    another engine or mode runs than the one configured      warning
     server_busy        the server's own process has no time for more calls      warning
+    media_path_stock   audio takes the stock tracks, as the fast path failed    warning
 
 An alert whose severity rises is told again. Pure: ``now`` is an argument.
 """
@@ -52,6 +53,8 @@ class AlertReadings:
     """Why another engine or mode runs than was configured, in a sentence; empty: it does not."""
     server_busy: str = ""
     """Why the server's own process has no time for more calls, in a sentence; empty: it has."""
+    media_path_stock: str = ""
+    """Why audio takes the stock tracks although the fast path was wanted; empty: it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +231,12 @@ def _server_busy(_: AlertRules, seen: AlertReadings) -> Finding | None:
     return ("warning", seen.server_busy) if seen.server_busy else None
 
 
+def _media_path(_: AlertRules, seen: AlertReadings) -> Finding | None:
+    if not seen.media_path_stock:
+        return None
+    return "warning", f"audio takes the slow stock path: {seen.media_path_stock}"
+
+
 _RULES: tuple[
     tuple[
         str,
@@ -244,4 +253,5 @@ _RULES: tuple[
     ("replica_flapping", lambda _: 0.0, _flapping),
     ("engine_fallback", lambda _: 0.0, _fallback),
     ("server_busy", lambda rules: rules.busy_seconds, _server_busy),
+    ("media_path_stock", lambda _: 0.0, _media_path),
 )

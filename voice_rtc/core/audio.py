@@ -22,6 +22,9 @@ FRAME_SECONDS = 0.02
 SEND_FRAME_SAMPLES = 960
 """One 20 ms packet at 48 kHz."""
 
+SILENCE_DBOV = -127
+"""Level of digital silence (RFC 6464)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pcm:
@@ -34,6 +37,8 @@ class Pcm:
     samples: Samples
     at: int
     rate_hz: int = LISTEN_RATE_HZ
+    level_dbov: int | None = None
+    """As the sender measured it, -127 to 0 (RFC 6464); None: not known."""
 
     @property
     def end(self) -> int:

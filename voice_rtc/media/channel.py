@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from aiortc.exceptions import InvalidStateError
 
 from voice_rtc.config import LimitSettings
 from voice_rtc.core.buffers import BoundedBuffer, Policy
+from voice_rtc.core.rates import Bucket
 from voice_rtc.inbox import Inbox
 from voice_rtc.metrics import Metrics
 
@@ -20,6 +21,9 @@ _HIGH_WATER_BYTES = 262_144
 _LOW_WATER_BYTES = 65_536
 _MESSAGES_WAITING = 256
 _MOST_FACTOR = 4
+_FLOOD_FACTOR = 10
+_FLOOD_BURST = 50
+_NOTICE_SECONDS = 1.0
 
 Event = dict[str, Any]
 
@@ -39,10 +43,24 @@ class Channel:
 
     What does not fit drops the oldest event whose type is in ``spare``; other events are dropped
     only when four times as many wait. Both are counted. Messages from the client come out of
-    `messages` as decoded objects or as `Rejected`.
+    `messages` as decoded objects or as `Rejected`; heartbeats are answered here and do not.
     """
 
-    def __init__(self, limits: LimitSettings, metrics: Metrics, spare: frozenset[str]) -> None:
+    def __init__(
+        self, limits: LimitSettings, metrics: Metrics, spare: frozenset[str], heartbeat: str = ""
+    ) -> None:
+        """``heartbeat`` is the type of messages that are answered by the same; empty: none is."""
+        self._heartbeat = heartbeat
+        rate = limits.channel_messages_per_second
+        self._flood = Bucket(_FLOOD_FACTOR * rate, _FLOOD_BURST * rate)
+        self._notices = Bucket(1 / _NOTICE_SECONDS, 1.0)
+        self._loop = asyncio.get_running_loop()
+        self.on_life: Callable[[], None] = lambda: None
+        """Called for each message."""
+        self.on_abuse: Callable[[str], None] = lambda _reason: None
+        """Called once when the client sends so many messages that it must be an attack."""
+        self.on_limit: Callable[[str], None] = lambda _message: None
+        """Called, once a second at most, when messages are not read for being too many."""
         self._limits = limits
         self._metrics = metrics
         self._channel: RTCDataChannel | None = None
@@ -57,6 +75,9 @@ class Channel:
         self._emptied = asyncio.Event()
         self._emptied.set()
         self._gone = False
+        """Nothing can be sent any more."""
+        self._deaf = False
+        """Nothing is read any more."""
 
     def attach(self, channel: RTCDataChannel) -> None:
         """Use ``channel``, which the client opened. Only the first is used, others are closed."""
@@ -102,7 +123,8 @@ class Channel:
         return True
 
     def close(self) -> None:
-        """End `messages`; the transport is closed with the peer connection."""
+        """End `messages`; events still go out until the peer connection is closed."""
+        self._deaf = True
         self._inbox.close()
 
     def _flush(self) -> None:
@@ -131,13 +153,37 @@ class Channel:
         self._emptied.set()
 
     def _on_message(self, data: str | bytes) -> None:
+        if self._deaf:
+            return
+        self.on_life()
+        if not self._flood.take(self._loop.time()):
+            self._metrics.channel_messages_rejected_total.labels("flood").inc()
+            self.close()
+            self.on_abuse("channel_flood")
+            return
         try:
             message: Event | Rejected = self._decode(data)
         except Rejected as rejected:
             self._metrics.channel_messages_rejected_total.labels(rejected.code).inc()
             message = rejected
-        if not self._inbox.put(message):
+        if self._heartbeat and isinstance(message, dict) and message.get("type") == self._heartbeat:
+            self._answer_heartbeat()
+        elif not self._inbox.put(message):
             self._metrics.channel_messages_rejected_total.labels("rate_limited").inc()
+            self._tell_of_limit()
+
+    def _answer_heartbeat(self) -> None:
+        """At once, past everything that waits. A client that does not read gets no more of them."""
+        channel = self._channel
+        if channel is None or channel.readyState != "open" or len(self._outbox):
+            return
+        self.send({"type": self._heartbeat})
+
+    def _tell_of_limit(self) -> None:
+        """Once a second: an answer to each would be a flood too."""
+        if self._notices.take(self._loop.time()):
+            rate = self._limits.channel_messages_per_second
+            self.on_limit(f"more than {rate:g} messages a second; some were not read")
 
     def _decode(self, data: str | bytes) -> Event:
         limit = self._limits.channel_message_bytes

@@ -1,23 +1,26 @@
-"""Where our RTP meets aiortc: every private name of aiortc and aioice that we touch is here.
+"""Where our RTP meets aiortc. Every private name of aiortc and aioice that we touch is here, in
+`joint_ice` or in `joint_sctp`.
 
 aiortc does SDP, ICE, DTLS and SCTP; RTP in both directions goes past it:
 
-    in   `SocketGuard` looks at each datagram of this connection's ICE sockets. SRTP is decrypted
-         and handed to `InboundRtp` at once; strangers' datagrams are dropped; the rest goes the
-         stock way.
+    in   `joint_ice.SocketGuard` looks at each datagram of this connection's ICE sockets. SRTP is
+         decrypted and handed to `InboundRtp` at once; strangers' datagrams are dropped; the rest
+         goes the stock way.
     out  the sender's task only waits; `OutboundRtp` protects its packets with the same SRTP
          session and hands them to the socket of the nominated candidate pair.
 
 RTCP stays aiortc's: its own coroutines send reports, from the statistics that are kept here.
-Nothing is patched globally: only objects of one connection get other methods. `why_not` says what
-keeps the joint from fitting; then the stock tracks are used. Versions are pinned in pyproject.toml,
-and tests/media/test_joint.py holds the contract.
+Nothing is patched globally: only objects of one connection get other methods. `why_not` and Misfit
+say what keeps the joint from fitting; `media/selftest.py` tries it with real media when the server
+starts; where it does not fit the stock tracks are used. Versions are pinned in pyproject.toml, and
+tests/media/test_joint.py and test_selftest.py hold the contract.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -26,6 +29,7 @@ from aiortc import RTCRtpReceiver, RTCRtpSender, RTCRtpTransceiver, clock
 from aiortc.rtcrtpreceiver import StreamStatistics
 from aiortc.rtp import RtcpByePacket
 
+from voice_rtc.config import LimitSettings
 from voice_rtc.media.rtp_in import CLOCK_HZ, InboundRtp
 from voice_rtc.media.rtp_out import OutboundRtp
 from voice_rtc.metrics import Metrics
@@ -39,18 +43,19 @@ _SENDER_NAMES = (
     "rtp_started", "rtp_exited", "rtp_timestamp", "ntp_timestamp", "octet_count", "packet_count",
 )  # fmt: skip
 _RECEIVER_NAMES = ("started", "remote_streams")
+_DTLS_NAMES = (
+    "_rx_srtp", "_tx_srtp", "_rtp_router", "_register_rtp_receiver", "_unregister_rtp_receiver",
+)  # fmt: skip
 _TICK_SECONDS = 0.05
-_STUN_HEADER = 20
-_STUN_COOKIE = b"\x21\x12\xa4\x42"
-_MOST_ADDRESSES = 16
-_MOST_SOURCES = 4
-"""Statistics are kept of so many SSRCs; more are a flood."""
+
+
+_installed = cache(metadata.version)  # it reads a file, and every offer asks
 
 
 def why_not() -> str:
     """What keeps the joint from fitting this installation; empty when nothing does."""
     for package, wanted in PINNED.items():
-        found = metadata.version(package)
+        found = _installed(package)
         if found != wanted:
             return f"{package} is {found}, not {wanted}"
     return ""
@@ -88,7 +93,12 @@ class Joint:
     """The audio of one connection. `attach` when the offer is set, give `receive_rtp` to a
     `SocketGuard`, `run` in a task of the call, `close` at the end whatever happened."""
 
-    def __init__(self, inbound: InboundRtp, outbound: OutboundRtp, metrics: Metrics) -> None:
+    def __init__(
+        self, inbound: InboundRtp, outbound: OutboundRtp, limits: LimitSettings, metrics: Metrics
+    ) -> None:
+        self._most_sources = limits.rtp_sources
+        self.on_life: Callable[[], None] = lambda: None
+        """Called for each authentic packet."""
         self._inbound = inbound
         self._outbound = outbound
         self._metrics = metrics
@@ -104,7 +114,10 @@ class Joint:
     def attach(self, transceiver: RTCRtpTransceiver) -> None:
         """Its audio is ours, both ways. Raises Misfit, and then nothing was changed."""
         _require(transceiver.receiver, _RECEIVER, _RECEIVER_NAMES)
+        _require(transceiver.receiver, "", ("_run_rtcp",))
         _require(transceiver.sender, _SENDER, _SENDER_NAMES)
+        _require(transceiver.sender, "", ("_ssrc",))
+        _require(transceiver.sender.transport, "", _DTLS_NAMES)
         self._attach_receiver(transceiver.receiver)
         self._attach_sender(transceiver.sender)
 
@@ -153,9 +166,9 @@ class Joint:
                 self._ended.set()
             await stock_rtcp(packet)
 
-        _replace(receiver, "receive", receive)
-        _replace(receiver, "_handle_rtcp_packet", handle_rtcp)
-        _replace(receiver, "_handle_disconnect", self._ended.set)
+        replace_method(receiver, "receive", receive)
+        replace_method(receiver, "_handle_rtcp_packet", handle_rtcp)
+        replace_method(receiver, "_handle_disconnect", self._ended.set)
 
     def _attach_sender(self, sender: RTCRtpSender) -> None:
         outbound = self._outbound
@@ -173,7 +186,7 @@ class Joint:
                 outbound.stop()
                 _get(sender, _SENDER, "rtp_exited").set()
 
-        _replace(sender, "_run_rtp", run)
+        replace_method(sender, "_run_rtp", run)
 
     def receive_rtp(self, data: bytes) -> None:
         """A datagram that is SRTP, from an address that belongs to the call."""
@@ -189,13 +202,14 @@ class Joint:
         except pylibsrtp.Error:
             self._metrics.rtp_packets_rejected_total.labels("srtp").inc()
             return
+        self.on_life()
         packet = self._inbound.receive(plain, now)
         if packet is None:
             return
         streams = _get(self._receiver, _RECEIVER, "remote_streams")
         statistics = streams.get(packet.ssrc)
         if statistics is None:
-            if len(streams) >= _MOST_SOURCES:
+            if len(streams) >= self._most_sources:
                 return
             statistics = streams[packet.ssrc] = StreamStatistics(CLOCK_HZ)
             # RTCP of this source is routed by it.
@@ -221,74 +235,6 @@ class Joint:
         return send
 
 
-class SocketGuard:
-    """Looks at every datagram of a connection before aioice does.
-
-    aioice hands anything to DTLS, from any address: one empty datagram ends a call, and a
-    ClientHello of a stranger breaks one that is being set up. As libwebrtc does, only what came
-    from an address that passed an authenticated connectivity check goes on (RFC 8445 section 7).
-    """
-
-    def __init__(self, dtls: Any, metrics: Metrics) -> None:
-        self._connection: Any = getattr(dtls.transport, "_connection", None)
-        self._metrics = metrics
-        self._rejected = {
-            reason: metrics.datagrams_rejected_total.labels(reason)
-            for reason in ("empty", "not_stun", "stranger")
-        }
-
-    def attach(self, receive_rtp: Callable[[bytes], None] | None) -> None:
-        """After the answer is set. ``receive_rtp`` gets SRTP; None leaves it to aiortc.
-
-        Raises Misfit.
-        """
-        protocols = getattr(self._connection, "_protocols", None)
-        if not isinstance(protocols, list) or not protocols:
-            raise Misfit("aioice's connection has no list of protocols")
-        if not isinstance(getattr(self._connection, "_check_list", None), list):
-            raise Misfit("aioice's connection has no check list")
-        for protocol in protocols:
-            _replace(protocol, "datagram_received", self._handler(protocol, receive_rtp))
-
-    def _handler(
-        self, protocol: Any, receive_rtp: Callable[[bytes], None] | None
-    ) -> Callable[[bytes, tuple[Any, ...]], None]:
-        stock: Callable[[bytes, tuple[Any, ...]], None] = protocol.datagram_received
-        known: set[tuple[Any, ...]] = set()
-
-        def datagram_received(data: bytes, addr: tuple[Any, ...]) -> None:
-            if not data:
-                self._rejected["empty"].inc()
-            elif data[0] < 4:  # RFC 7983
-                if len(data) >= _STUN_HEADER and data[4:8] == _STUN_COOKIE:
-                    stock(data, addr)
-                else:
-                    self._rejected["not_stun"].inc()
-            elif addr not in known and not self._learn(protocol, addr, known):
-                self._rejected["stranger"].inc()
-            elif receive_rtp is None or not _is_rtp(data):
-                stock(data, addr)
-            else:
-                receive_rtp(data)
-
-        return datagram_received
-
-    def _learn(self, protocol: Any, addr: tuple[Any, ...], known: set[tuple[Any, ...]]) -> bool:
-        """Is there a pair with this address? One is made by an authenticated check alone."""
-        wanted = (addr[0], addr[1])
-        for pair in self._connection._check_list:
-            if pair.protocol is protocol and pair.remote_addr == wanted:
-                if len(known) < _MOST_ADDRESSES:
-                    known.add(addr)
-                return True
-        return False
-
-
-def _is_rtp(data: bytes) -> bool:
-    """RFC 7983: 128 to 191 is RTP or RTCP; RFC 5761: their second bytes tell them apart."""
-    return len(data) > 12 and 127 < data[0] < 192 and not 192 <= data[1] <= 208
-
-
 def _require(owner: Any, prefix: str, names: tuple[str, ...]) -> None:
     for name in names:
         if not hasattr(owner, prefix + name):
@@ -303,7 +249,8 @@ def _set(owner: Any, prefix: str, name: str, value: Any) -> None:
     setattr(owner, prefix + name, value)
 
 
-def _replace(owner: Any, name: str, method: Any) -> None:
+def replace_method(owner: Any, name: str, method: Any) -> None:
+    """Have this one object use ``method``. Raises Misfit."""
     if not callable(getattr(owner, name, None)):
         raise Misfit(f"{type(owner).__name__} has no {name}")
     setattr(owner, name, method)

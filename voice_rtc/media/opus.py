@@ -29,7 +29,7 @@ Application = Literal["voip", "audio", "lowdelay"]
 
 _APPLICATIONS: dict[Application, int] = {"voip": 2048, "audio": 2049, "lowdelay": 2051}
 _SET_BITRATE, _SET_COMPLEXITY, _SET_INBAND_FEC = 4002, 4010, 4012
-_SET_PACKET_LOSS, _SET_DTX, _RESET_STATE = 4014, 4016, 4028
+_SET_PACKET_LOSS, _SET_DTX, _RESET_STATE, _GET_LOOKAHEAD = 4014, 4016, 4028, 4027
 _MOST_PACKET_BYTES = 1275
 """Of one frame, RFC 6716 section 3.4; we send one frame in a packet."""
 
@@ -99,8 +99,8 @@ class Encoder:
         rate_hz: int,
         *,
         application: Application = "lowdelay",
-        bitrate: int = 40_000,
-        complexity: int = 5,
+        bitrate: int = 56_000,
+        complexity: int = 0,
         fec: bool = False,
         expected_loss_percent: int = 0,
     ) -> None:
@@ -125,6 +125,13 @@ class Encoder:
         )
         for request, value in settings:
             self._set(request, value)
+
+    @property
+    def lookahead(self) -> int:
+        """Samples at its rate by which what is decoded is later than what was encoded."""
+        found = ctypes.c_int()
+        self._library.opus_encoder_ctl(self._state, _GET_LOOKAHEAD, ctypes.byref(found))
+        return found.value
 
     def encode(self, samples: Samples) -> bytes:
         """The packet of `frame_samples` int16 samples. Raises OpusError for another number."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from aiortc import (
     MediaStreamTrack,
     RTCConfiguration,
     RTCDataChannel,
+    RTCDtlsTransport,
     RTCIceServer,
     RTCPeerConnection,
     RTCRtpTransceiver,
@@ -21,21 +23,27 @@ from aiortc import (
 from voice_rtc.config import LimitSettings, MediaSettings
 from voice_rtc.core.audio import Pcm
 from voice_rtc.core.buffers import Policy
-from voice_rtc.errors import BadOffer, NoAudioTrack, StateError
+from voice_rtc.core.liveness import LivenessRules
+from voice_rtc.errors import BadOffer, NoAudioTrack, StateError, VoiceRtcError
 from voice_rtc.inbox import Inbox
 from voice_rtc.media.channel import Channel
 from voice_rtc.media.guard import check_offer, strip_candidates
 from voice_rtc.media.inbound import InboundAudio
-from voice_rtc.media.joint import Joint, Misfit, SocketGuard, opus_only, why_not
+from voice_rtc.media.joint import Joint, Misfit, opus_only, why_not
+from voice_rtc.media.joint_ice import SocketGuard
+from voice_rtc.media.joint_ports import PortRange, use_ports
+from voice_rtc.media.joint_sctp import AssociationGuard
 from voice_rtc.media.opus import OpusError
 from voice_rtc.media.outbound import FrameSource, OutboundTrack
 from voice_rtc.media.rtp_in import InboundRtp
 from voice_rtc.media.rtp_out import OutboundRtp
+from voice_rtc.media.watchdog import Watchdog
 from voice_rtc.metrics import Metrics
 
 log = structlog.get_logger("voice_rtc.media")
 
 _OPUS = re.compile(r"a=rtpmap:(\d+) opus/48000/2", re.IGNORECASE)
+_MESSAGE_SIZE = re.compile(r"a=max-message-size:\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,10 @@ class PeerSettings:
     """Label of the data channel that carries events; others are closed."""
     spare_events: frozenset[str] = frozenset()
     """Types of events that may be dropped when the client does not read."""
+    ports: PortRange | None = None
+    """Where to listen; None: on any port."""
+    heartbeat: str = ""
+    """Type of the messages by which a client shows that it lives; answered by the same."""
 
 
 class Peer:
@@ -69,7 +81,14 @@ class Peer:
         self._track: asyncio.Future[MediaStreamTrack] = loop.create_future()
         self._connected = asyncio.Event()
         self._lost = asyncio.Event()
-        self.channel = Channel(settings.limits, metrics, settings.spare_events)
+        self.channel = Channel(settings.limits, metrics, settings.spare_events, settings.heartbeat)
+        self.channel.on_abuse = self._give_up
+        self.channel.on_life = self._heard
+        self._channels = 0
+        self._abuse: asyncio.Future[str] = loop.create_future()
+        self._associations: list[AssociationGuard] = []
+        self._guards: list[SocketGuard] = []
+        self._watchdog: Watchdog | None = None
         self.inbound: Inbox[Pcm] = Inbox(
             settings.media.inbound_buffer_seconds,
             Policy.DROP_OLDEST,
@@ -92,15 +111,21 @@ class Peer:
             await self._connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
             audio = self._choose_media()
             self._go_past(audio)
+            self._guard_association()
+            if self._settings.ports is not None:
+                for transport in self._transports(audio):
+                    use_ports(transport, self._settings.ports)
             await self._connection.setLocalDescription(await self._connection.createAnswer())
-            self._guard(audio)
-        except (NoAudioTrack, Misfit):
+            self._guard_sockets(audio)
+        except (VoiceRtcError, Misfit):
             raise
         except Exception as error:
             # aiortc's parser fails with whatever the line at hand broke: AssertionError,
             # IndexError, KeyError, AttributeError, StopIteration, UnicodeDecodeError, ...
             raise BadOffer(f"the offer cannot be used ({type(error).__name__})") from error
-        return with_opus_wishes(self._connection.localDescription.sdp)
+        return with_opus_wishes(
+            with_message_limit(self._connection.localDescription.sdp, self._settings.limits)
+        )
 
     def _go_past(self, audio: RTCRtpTransceiver) -> None:
         """Have the audio go past aiortc's tracks, where that is possible."""
@@ -111,9 +136,22 @@ class Peer:
             payload_types = opus_only(audio)
             if not payload_types:
                 return  # PCMU or PCMA: aiortc's codecs do
-            rtp = InboundRtp(self.inbound, self._metrics, payload_types=payload_types)
-            joint = Joint(rtp, OutboundRtp(self._source, self._metrics), self._metrics)
+            limits = self._settings.limits
+            rtp = InboundRtp(
+                self.inbound,
+                self._metrics,
+                payload_types=payload_types,
+                packets_per_second=limits.rtp_packets_per_second,
+            )
+            outbound = OutboundRtp(
+                self._source,
+                self._metrics,
+                bitrate=self._settings.media.opus_bitrate,
+                complexity=self._settings.media.opus_complexity,
+            )
+            joint = Joint(rtp, outbound, limits, self._metrics)
             joint.attach(audio)
+            joint.on_life = self._heard
         except (Misfit, OpusError) as error:
             if path == "fast":
                 raise
@@ -121,15 +159,40 @@ class Peer:
             return
         self._rtp, self._joint = rtp, joint
 
-    def _guard(self, audio: RTCRtpTransceiver) -> None:
-        """Let nothing of strangers through, and audio go its way."""
-        receive_rtp = None if self._joint is None else self._joint.receive_rtp
+    def _guard_association(self) -> None:
+        """Bound what data channels may cost."""
+        sctp = self._connection.sctp
+        if sctp is None:
+            return
+        guard = AssociationGuard(sctp, self._settings.limits, self._give_up)
         try:
-            SocketGuard(audio.receiver.transport, self._metrics).attach(receive_rtp)
+            guard.attach()
+        except Misfit as error:
+            log.warning("channels_not_guarded", reason=str(error))
+            return
+        self._associations.append(guard)
+
+    def _guard_sockets(self, audio: RTCRtpTransceiver) -> None:
+        """Let nothing of strangers through, and audio go its way."""
+        transports = self._transports(audio)
+        try:
+            for transport in transports:
+                guard = SocketGuard(transport, self._settings.limits, self._metrics)
+                is_audio = transport is transports[0]
+                guard.attach(self._joint.receive_rtp if self._joint and is_audio else None)
+                guard.on_life = self._heard
+                self._guards.append(guard)
         except Misfit as error:
             if self._joint is not None:
                 raise
             log.warning("sockets_not_guarded", reason=str(error))
+
+    def _transports(self, audio: RTCRtpTransceiver) -> list[RTCDtlsTransport]:
+        """The audio's first. It is the only one, unless the client does without BUNDLE."""
+        all_of_them = [each.receiver.transport for each in self._connection.getTransceivers()]
+        if self._connection.sctp is not None:
+            all_of_them.append(self._connection.sctp.transport)
+        return list(dict.fromkeys([audio.receiver.transport, *all_of_them]))
 
     def _choose_media(self) -> RTCRtpTransceiver:
         audio = [t for t in self._connection.getTransceivers() if t.kind == "audio"]
@@ -159,6 +222,29 @@ class Peer:
         """Wait until the connection failed or was closed by the other side."""
         await self._lost.wait()
 
+    async def vanished(self, on_suspended: Callable[[bool], None]) -> None:
+        """Wait, from when it is connected, until nothing has been heard of the client too long.
+
+        ``on_suspended`` is told when it is silent enough that nothing should be said to it, and
+        when it is back.
+        """
+        if not self._guards:
+            await asyncio.get_running_loop().create_future()  # nobody can be asked
+        media = self._settings.media
+        rules = LivenessRules(media.suspend_seconds, media.end_seconds)
+
+        def suspend(suspended: bool) -> None:
+            if self._rtp is not None:
+                self._rtp.hold(suspended, asyncio.get_running_loop().time())
+            on_suspended(suspended)
+
+        self._watchdog = Watchdog(rules, self._guards[0].ask, suspend)
+        await self._watchdog.run()
+
+    async def abused(self) -> str:
+        """Wait until the client sends what only an attacker sends; the reason."""
+        return await self._abuse
+
     @property
     def sends_audio(self) -> bool:
         """Did the client offer to receive audio? If not, nobody ever asks for a frame."""
@@ -184,6 +270,7 @@ class Peer:
         if self._joint is not None:
             self._joint.close()
         self._track.cancel()
+        self._abuse.cancel()
         await self._connection.close()
         self.inbound.close()
 
@@ -191,8 +278,25 @@ class Peer:
         if track.kind == "audio" and not self._track.done():
             self._track.set_result(track)
 
+    def _heard(self) -> None:
+        """The client has shown that it is there."""
+        if self._watchdog is not None:
+            self._watchdog.heard()
+
+    def _give_up(self, reason: str) -> None:
+        """Read nothing more of the data channels."""
+        for association in self._associations:
+            association.close()
+        self.channel.close()
+        self._metrics.channels_abused_total.labels(reason).inc()
+        if not self._abuse.done():
+            self._abuse.set_result(reason)
+
     def _on_channel(self, channel: RTCDataChannel) -> None:
-        if channel.label == self._settings.channel_label:
+        self._channels += 1
+        if self._channels > self._settings.limits.channels:
+            self._give_up("channel_count")
+        elif channel.label == self._settings.channel_label:
             self.channel.attach(channel)
         else:
             log.info("channel_refused", label=channel.label[:40])
@@ -206,6 +310,14 @@ class Peer:
             self._lost.set()
         elif state not in ("new", "connecting", "disconnected"):
             raise StateError(f"unknown connection state {state}")
+
+
+def with_message_limit(answer: str, limits: LimitSettings) -> str:
+    """The answer with the largest message that is taken: clients then refuse to send larger ones.
+
+    aiortc would announce 256 KiB.
+    """
+    return _MESSAGE_SIZE.sub(f"a=max-message-size:{limits.channel_message_bytes}", answer)
 
 
 def with_opus_wishes(answer: str) -> str:

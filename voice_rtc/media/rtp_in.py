@@ -15,13 +15,17 @@ due. It reads plain RTP; SRTP is its caller's business.
 from __future__ import annotations
 
 import numpy as np
+import structlog
 
-from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm, Samples, silence
+from voice_rtc.core.audio import LISTEN_RATE_HZ, SILENCE_DBOV, Pcm, Samples, silence
+from voice_rtc.core.rates import Bucket
 from voice_rtc.core.reorder import Received, ReorderWindow
 from voice_rtc.core.rtp import RtpPacket, parse
 from voice_rtc.inbox import Inbox
 from voice_rtc.media.opus import Decoder, OpusError
 from voice_rtc.metrics import Metrics
+
+log = structlog.get_logger("voice_rtc.media")
 
 CLOCK_HZ = 48_000
 """Of Opus timestamps, whatever the rate (RFC 7587 section 4.1)."""
@@ -38,6 +42,12 @@ _QUIET_SECONDS = 0.3
 """The same in the middle of speech: the network may be slow."""
 _DTX_BYTES = 2
 """A frame of so few bytes says that there is nothing to hear (RFC 6716 section 3.1)."""
+_SILENT_DBOV = -70
+"""A sender that measures so little claims that there is nothing to hear."""
+_AUDIBLE = 328
+"""Amplitude that such a claim does not go with: -40 dBov."""
+_CHECK_EVERY = 10
+"""One claim of silence in so many is held against the sound."""
 _STRANGER_SECONDS = 0.5
 """Another source is believed when the present one was silent for so long."""
 
@@ -52,7 +62,7 @@ class InboundRtp:
         *,
         payload_types: frozenset[int],
         level_id: int = 0,
-        most_packets_per_second: float = 150.0,
+        packets_per_second: float = 150.0,
     ) -> None:
         """``payload_types`` are those of Opus, ``level_id`` the audio level's extension; 0: none.
 
@@ -65,8 +75,7 @@ class InboundRtp:
         """Of the audio level's header extension; 0: not negotiated."""
         self._window = ReorderWindow()
         self._decoder = Decoder(LISTEN_RATE_HZ)
-        self._most = most_packets_per_second
-        self._allowed, self._allowed_at = most_packets_per_second, 0.0
+        self._bucket = Bucket(packets_per_second, packets_per_second)
         self._ssrc: int | None = None
         self._expected: int | None = None
         """Timestamp that follows on what was played."""
@@ -81,10 +90,14 @@ class InboundRtp:
         self._made_up = 0
         """Samples of silence since the newest packet."""
         self._counted_lost = 0
+        self._held = False
         self.frames = 0
         """Packets played."""
-        self.level_dbov: int | None = None
-        """Of the newest packet, as the sender tells it."""
+        self._level_dbov: int | None = None
+        """Of the packet that is played, as the sender tells it; None: not known."""
+        self._claims = 0
+        """Packets that their sender said to be silent."""
+        self._believes_levels = True
 
     # ------------------------------------------------------------------------ what comes
 
@@ -99,15 +112,18 @@ class InboundRtp:
             return None
         if packet.payload:
             self._last_came = now
-            self.level_dbov = packet.level_dbov
             released = self._window.push(packet.sequence, packet.timestamp, packet.payload, now)
+            # Levels are not kept with packets that wait: those are few.
+            alone = len(released) == 1 and released[0].timestamp == packet.timestamp
+            self._level_dbov = packet.level_dbov if alone and self._believes_levels else None
             self._play_all(released, now)
+            self._level_dbov = None
         return packet
 
     def _objection(self, packet: RtpPacket, now: float) -> str:
         if packet.payload_type not in self._payload_types:
             return "payload_type"
-        if not self._is_allowed(now):
+        if not self._bucket.take(now):
             return "rate"
         return "" if self._is_ours(packet.ssrc, now) else "ssrc"
 
@@ -122,8 +138,8 @@ class InboundRtp:
 
     @property
     def next_deadline(self) -> float | None:
-        """When `tick` has something to do; None before the first packet."""
-        if self._ssrc is None:
+        """When `tick` has something to do; None before the first packet and while held."""
+        if self._ssrc is None or self._held:
             return None
         held = self._window.next_deadline
         return self._quiet_at if held is None else held
@@ -133,20 +149,17 @@ class InboundRtp:
         """When silence is to be made up."""
         return self._heard_until + (_PAUSE_SECONDS if self._paused else _QUIET_SECONDS)
 
+    def hold(self, held: bool, now: float) -> None:
+        """Make no silence up for a caller who is not heard of, or do so again from ``now``."""
+        self._held = held
+        if not held:
+            self._heard_until = max(self._heard_until, now)
+
     def end(self, seconds: float = 1.0) -> None:
         """No more will come: silence of ``seconds``, so that a word that was cut ends too."""
         self._make_up(seconds)
 
     # --------------------------------------------------------------------- whether it may
-
-    def _is_allowed(self, now: float) -> bool:
-        """A bucket that holds a second's packets."""
-        refilled = self._allowed + (now - self._allowed_at) * self._most
-        self._allowed, self._allowed_at = min(self._most, refilled), now
-        if self._allowed < 1.0:
-            return False
-        self._allowed -= 1.0
-        return True
 
     def _is_ours(self, ssrc: int, now: float) -> bool:
         if ssrc == self._ssrc:
@@ -195,7 +208,19 @@ class InboundRtp:
         self._duration = duration
         self._paused = len(packet.payload) <= _DTX_BYTES
         self._expected = packet.timestamp + _RATIO * duration
-        self._emit(samples)
+        self._emit(samples, self._checked_level(samples))
+
+    def _checked_level(self, samples: Samples) -> int | None:
+        """What the sender says, unless it was once found to say that speech is silence."""
+        level = self._level_dbov
+        if level is None or level > _SILENT_DBOV:
+            return level
+        self._claims += 1
+        if self._claims % _CHECK_EVERY == 1 and np.ptp(samples.astype(np.int32)) > 2 * _AUDIBLE:
+            self._believes_levels = False
+            log.warning("audio_levels_not_believed", said=level)
+            return None
+        return level
 
     def _fill_hole(self, packet: Received) -> None:
         if self._expected is None:
@@ -240,15 +265,15 @@ class InboundRtp:
         self._count(method, samples)
         # In pieces: the inbox drops whole ones, and a long one might not fit at all.
         for start in range(0, samples, _FRAME):
-            self._emit(silence(min(_FRAME, samples - start)))
+            self._emit(silence(min(_FRAME, samples - start)), SILENCE_DBOV)
 
     def _count(self, method: str, samples: int) -> None:
         if samples > 0:
             self._metrics.frames_concealed_total.labels(method).inc(samples / _FRAME)
 
-    def _emit(self, samples: Samples) -> None:
+    def _emit(self, samples: Samples, level_dbov: int | None = None) -> None:
         if len(samples):
-            self._inbox.put(Pcm(np.ascontiguousarray(samples), self._at))
+            self._inbox.put(Pcm(samples, self._at, level_dbov=level_dbov))
             self._at += len(samples)
 
 

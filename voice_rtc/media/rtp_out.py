@@ -28,11 +28,13 @@ _RESYNC_SECONDS = 0.2
 class OutboundRtp:
     """The agent's voice to one client. `start` when SRTP is up, `stop` at the end."""
 
-    def __init__(self, source: FrameSource, metrics: Metrics) -> None:
-        """Raises OpusError when there is no libopus."""
+    def __init__(
+        self, source: FrameSource, metrics: Metrics, *, bitrate: int, complexity: int
+    ) -> None:
+        """``bitrate`` in bit/s while there is sound. Raises OpusError when there is no libopus."""
         self._source = source
         self._metrics = metrics
-        self._encoder = Encoder(SEND_RATE_HZ)
+        self._encoder = Encoder(SEND_RATE_HZ, bitrate=bitrate, complexity=complexity)
         self._loop = asyncio.get_running_loop()
         self._send: Callable[[bytes], None] | None = None
         self._payload_type = 0

@@ -90,6 +90,8 @@ class Governor:
         self._told = float("-inf")
         self._pointed = float("-inf")
         self.restarts = Restarts()
+        self.media_path_stock = ""
+        """Why audio takes the stock tracks though the fast path was wanted; empty: it does not."""
         self.alerts = Alerting(pool.metrics, supervisor.note)
         self.machine = MachineWatch(settings, gpus, memory, self._pressure_changed)
         self._look_at_machine(UNKNOWN_LOAD)
@@ -414,6 +416,7 @@ class Governor:
             recent_replacements=sum(at > now - _FLAPPING_SECONDS for at in self._lost),
             fallback=self._fallback.sentence,
             server_busy=self._gate_rules.overload(self.machine.load),
+            media_path_stock=self.media_path_stock,
         )
         self.alerts.step(now, readings)
 

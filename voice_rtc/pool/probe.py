@@ -396,14 +396,14 @@ def _that_is_carried(settings: Settings, wanted: Sizing) -> Sizing:
 
 
 def _media_calls(settings: Settings) -> int:
-    return calls_of_one_process(settings.media.call_core_share, settings.media.core_share)
+    return calls_of_one_process(settings.media.share_of_a_call, settings.media.core_share)
 
 
 def _media_sentence(settings: Settings) -> str:
     media, number = settings.media, _media_calls(settings)
     calls = "1 call" if number == 1 else f"{number} calls"
     return (
-        f"The server's own process carries about {calls}: each takes {media.call_core_share:g} of "
+        f"The server's own process carries about {calls}: each takes {media.share_of_a_call:g} of "
         f"a core, and its one event loop has {media.core_share:g}."
     )
 

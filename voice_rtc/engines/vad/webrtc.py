@@ -29,13 +29,17 @@ class SpeechFrames:
 
     def feed(self, samples: Samples) -> list[bool]:
         """A verdict for each frame that ``samples`` (16 kHz int16) completes."""
-        data = np.concatenate([self._rest, samples])
+        data = np.concatenate([self._rest, samples]) if len(self._rest) else samples
         whole = len(data) // FRAME_SAMPLES * FRAME_SAMPLES
         self._rest = data[whole:]
         return [
             bool(self._vad.is_speech(data[start : start + FRAME_SAMPLES].tobytes(), LISTEN_RATE_HZ))
             for start in range(0, whole, FRAME_SAMPLES)
         ]
+
+    def skip(self) -> None:
+        """What came is known to be silent."""
+        self._rest = silence(0)
 
 
 class WebRtcVad:
