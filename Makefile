@@ -69,8 +69,8 @@ bench-media: $(VENV)/.dev ## measure the audio path (an hour), figures to docs/b
 PEERS := .venv-peers-pipecat .venv-peers-fastrtc
 bench-peers-env: $(PEERS:=/.installed) ## install Pipecat and FastRTC for bench-media to compare with (1.9 GB)
 
-.venv-peers-pipecat/.installed: PACKAGES := 'pipecat-ai[webrtc]==1.14.0' aiohttp==3.14.5
-.venv-peers-fastrtc/.installed: PACKAGES := fastrtc==0.0.34 aiohttp==3.14.5
+.venv-peers-pipecat/.installed: PACKAGES := 'pipecat-ai[webrtc]==1.14.0' aiohttp==3.14.5 uvloop==0.23.0
+.venv-peers-fastrtc/.installed: PACKAGES := fastrtc==0.0.34 aiohttp==3.14.5 uvloop==0.23.0
 $(PEERS:=/.installed): Makefile
 	@tools/make_venv "$(PYTHON)" "$(@D)"
 	@echo "voice_rtc: installing $(PACKAGES) into $(@D)"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib.util
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -135,6 +136,17 @@ async def serve(service: Service, port: int) -> None:
         await service.close()
     finally:
         await runner.cleanup()
+
+
+def run(server: Coroutine[Any, Any, None]) -> None:
+    """Run a server on uvloop where it is installed, as ours does and as uvicorn does."""
+    factory = None
+    if importlib.util.find_spec("uvloop") is not None:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(server)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -41,6 +41,7 @@ _HEADER = struct.Struct("!BBHII")
 _FEC_LOSS_PERCENT = 10
 _REFRESH_FRAMES = 20
 """A pause is refreshed every 400 ms, as by libwebrtc."""
+_LIMITS = LimitSettings()
 
 Packets = Sequence[bytes | None]
 """Opus packets of 20 ms each, in turn for ever; None: nothing is sent."""
@@ -222,7 +223,7 @@ class Bot:
         """The server's name of the call."""
         rtp = InboundRtp(_Heard(self.ear), self._metrics, payload_types=frozenset(range(96, 128)))
         transceiver = self._connection.addTransceiver("audio")
-        self._joint = Joint(rtp, cast(OutboundRtp, self.mouth), LimitSettings(), self._metrics)
+        self._joint = Joint(rtp, cast(OutboundRtp, self.mouth), _LIMITS, self._metrics)
         self._joint.attach(transceiver)
         self._connection.createDataChannel(_CHANNEL)
         self._transport: Any = transceiver.receiver.transport
@@ -234,7 +235,7 @@ class Bot:
     async def connect(self, http: aiohttp.ClientSession, relay: Relay | None = None) -> None:
         """Call the server that ``http`` is a session of. Raises TimeoutError."""
         await self._connection.setLocalDescription(await self._connection.createOffer())
-        SocketGuard(self._transport, LimitSettings(), self._metrics).attach(self._receive)
+        SocketGuard(self._transport, _LIMITS, self._metrics).attach(self._receive)
         offer = self._connection.localDescription.sdp
         if relay is not None:
             offer = without_candidates(offer)

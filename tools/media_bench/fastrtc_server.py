@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from fastrtc import AsyncStreamHandler, Stream
 
-from tools.media_bench.app import Ear, Samples, parser, pieces, serve
+from tools.media_bench.app import Ear, Samples, parser, pieces, run, serve
 
 _RATE_HZ = 24_000
 _LISTEN_RATE_HZ = 16_000
@@ -101,4 +101,4 @@ async def _run() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_run())
+    run(_run())

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tools.media_bench.app import Ear, parser, pieces, serve
+from tools.media_bench.app import Ear, parser, pieces, run, serve
 from voice_rtc import logs
 from voice_rtc.call.listener import Listener
 from voice_rtc.config import LogSettings, MediaSettings, Settings
@@ -200,8 +200,11 @@ class OwnService:
             async with asyncio.TaskGroup() as tasks:
                 inbound = tasks.create_task(peer.run_inbound())
                 listening = tasks.create_task(self._listen(peer, source, ear))
-                await peer.lost()
-                inbound.cancel()
+                vanished = tasks.create_task(_vanished(peer))
+                lost = tasks.create_task(peer.lost())
+                await asyncio.wait((lost, vanished), return_when=asyncio.FIRST_COMPLETED)
+                for task in (lost, vanished, inbound):
+                    task.cancel()
                 listening.cancel()
         finally:
             if isinstance(source, Talk) and source in self._talking:
@@ -233,6 +236,12 @@ class OwnService:
             await stt.aclose()
 
 
+async def _vanished(peer: Peer) -> None:
+    """Watched as in a call."""
+    await peer.connected()
+    await peer.vanished(lambda _suspended: None)
+
+
 async def _run() -> None:
     made = parser()
     made.add_argument("--path", choices=("fast", "stock"), default="fast")
@@ -260,4 +269,4 @@ async def _run() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_run())
+    run(_run())

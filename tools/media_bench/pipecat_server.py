@@ -17,7 +17,7 @@ from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 from pipecat.workers.runner import WorkerRunner
 
-from tools.media_bench.app import Ear, Samples, paced, parser, pieces, serve
+from tools.media_bench.app import Ear, Samples, paced, parser, pieces, run, serve
 
 _RATE_HZ = 24_000
 _LISTEN_RATE_HZ = 16_000
@@ -127,4 +127,4 @@ async def _run() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_run())
+    run(_run())
