@@ -41,9 +41,11 @@ class Inbox(Generic[T]):
         if self._closed:
             return False
         dropped = self._buffer.put(item)
-        if dropped and self._on_drop is not None:
-            self._on_drop(len(dropped))
         self._wake()
+        if not dropped:
+            return True
+        if self._on_drop is not None:
+            self._on_drop(len(dropped))
         return not any(lost is item for lost in dropped)
 
     async def get(self) -> T:

@@ -142,3 +142,13 @@ def test_states_are_freed() -> None:
 
 def test_it_says_which_one_it_is() -> None:
     assert "opus" in opus.version()
+
+
+@pytest.mark.parametrize("configuration", range(32))
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 48_000])
+def test_the_duration_of_one_frame_is_read_as_libopus_reads_it(
+    configuration: int, rate_hz: int
+) -> None:
+    packet = bytes([configuration << 3]) + bytes(20)
+    found = opus.library().opus_packet_get_nb_samples(packet, len(packet), rate_hz)
+    assert Decoder(rate_hz).duration(packet) == found > 0

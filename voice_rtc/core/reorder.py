@@ -25,7 +25,7 @@ MAX_MISORDER = 100
 _MODULUS = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that doubles the time of making one
 class Received:
     """A packet in its turn."""
 

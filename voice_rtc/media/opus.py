@@ -33,6 +33,13 @@ _SET_PACKET_LOSS, _SET_DTX, _RESET_STATE, _GET_LOOKAHEAD = 4014, 4016, 4028, 402
 _MOST_PACKET_BYTES = 1275
 """Of one frame, RFC 6716 section 3.4; we send one frame in a packet."""
 
+_FRAME_SECONDS = (
+    *(0.01, 0.02, 0.04, 0.06) * 3,  # SILK
+    *(0.01, 0.02) * 2,  # hybrid
+    *(0.0025, 0.005, 0.01, 0.02) * 4,  # CELT
+)
+"""Duration of a frame by its configuration, RFC 6716 section 3.1."""
+
 
 class OpusError(MediaError):
     """libopus refused a packet or a setting, or it is not there."""
@@ -61,6 +68,8 @@ class Decoder:
 
     def duration(self, packet: bytes) -> int:
         """Samples that the packet holds, without decoding it. Raises OpusError."""
+        if packet and not packet[0] & 3:  # one frame, as nearly all packets are
+            return int(_FRAME_SECONDS[packet[0] >> 3] * self._rate_hz)
         found = self._library.opus_packet_get_nb_samples(packet, len(packet), self._rate_hz)
         return self._checked(found)
 

@@ -186,8 +186,9 @@ class InboundRtp:
         if released:
             self._heard_until = now
             lost = self._window.statistics.lost
-            self._metrics.rtp_packets_lost_total.inc(lost - self._counted_lost)
-            self._counted_lost = lost
+            if lost != self._counted_lost:
+                self._metrics.rtp_packets_lost_total.inc(lost - self._counted_lost)
+                self._counted_lost = lost
 
     def _play(self, packet: Received) -> None:
         try:
