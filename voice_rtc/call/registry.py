@@ -16,11 +16,13 @@ from voice_rtc.call.context import CallPorts
 from voice_rtc.call.events import Degraded, GoingAway
 from voice_rtc.call.state import AS_IT_COMES, CallState, LineWish
 from voice_rtc.config import Settings
+from voice_rtc.core.connecting import ConnectingRules, room_for
 from voice_rtc.engines.base import EngineSet
 from voice_rtc.errors import (
     Draining,
     EnginesLoading,
     Overloaded,
+    RateLimited,
     UnknownCall,
     VoiceRtcError,
 )
@@ -34,8 +36,10 @@ from voice_rtc.pool.pool import SttPool
 log = structlog.get_logger("voice_rtc.calls")
 
 _CLOSING_SECONDS = 5.0
-# Calls that end within this are collected together: it costs the loop some 10 ms.
+# Calls that end within this are collected together: it costs the loop some 10 ms,
 _COLLECT_SECONDS = 2.0
+# and 1 ms more for each call: more at a time would be felt.
+_COLLECT_CALLS = 16
 
 
 class CallRegistry:
@@ -53,7 +57,8 @@ class CallRegistry:
         self._empty.set()
         self._draining = False
         self._refusal: VoiceRtcError | None = None
-        self._collecting: asyncio.TimerHandle | None = None
+        self._collecting: asyncio.Handle | None = None
+        self._uncollected = 0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[CallRegistry]:
@@ -217,9 +222,23 @@ class CallRegistry:
             raise EnginesLoading
         if len(self._calls) >= self._settings.limits.max_calls:
             raise Overloaded
+        self._make_room(line.origin)
         coming = [call.id for call in self._calls.values() if call.needs_place]
         self._ports.pool.check_admission(call_id, line.resume, coming)
         return self._ports
+
+    def _make_room(self, origin: str) -> None:
+        """Raises RateLimited or Overloaded when too many are connecting."""
+        limits = self._settings.limits
+        rules = ConnectingRules(limits.connecting_calls, limits.connecting_calls_per_address)
+        connecting = [call.connecting for call in self._calls.values()]
+        room = room_for(origin, [each for each in connecting if each is not None], rules)
+        if room.refusal == "origin":
+            raise RateLimited("too many calls from this address are connecting")
+        if room.refusal:
+            raise Overloaded("too many calls are connecting")
+        if room.displaced:
+            self.get(room.displaced).end("connect_timeout")
 
     async def _live(self, call: Call, client: Coroutine[Any, Any, None]) -> None:
         reason = "internal_error"
@@ -245,8 +264,12 @@ class CallRegistry:
 
     def _forget(self, call: Call) -> None:
         self._calls.pop(call.id, None)
-        if self._collecting is None:
-            loop = asyncio.get_running_loop()
+        self._uncollected += 1
+        loop = asyncio.get_running_loop()
+        if self._uncollected == _COLLECT_CALLS and self._collecting is not None:
+            self._collecting.cancel()
+            self._collecting = loop.call_soon(self._collect)
+        elif self._collecting is None:
             self._collecting = loop.call_later(_COLLECT_SECONDS, self._collect)
         self._metrics.calls_active.set(len(self._calls))
         if not self._calls:
@@ -254,5 +277,5 @@ class CallRegistry:
 
     def _collect(self) -> None:
         """A closed aiortc connection is a ring of references with native threads in it."""
-        self._collecting = None
+        self._collecting, self._uncollected = None, 0
         gc.collect()

@@ -89,6 +89,8 @@ class Peer:
         self._associations: list[AssociationGuard] = []
         self._guards: list[SocketGuard] = []
         self._watchdog: Watchdog | None = None
+        self.heard = False
+        """The client has shown by its password that it is there."""
         self.inbound: Inbox[Pcm] = Inbox(
             settings.media.inbound_buffer_seconds,
             Policy.DROP_OLDEST,
@@ -275,6 +277,7 @@ class Peer:
 
     def _heard(self) -> None:
         """The client has shown that it is there."""
+        self.heard = True
         if self._watchdog is not None:
             self._watchdog.heard()
 
