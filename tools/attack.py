@@ -227,12 +227,15 @@ async def attack_by_datagrams(arguments: argparse.Namespace) -> bool:
         async def live(bot: Bot, tasks: asyncio.TaskGroup) -> None:
             """Set up and talk under fire, until the last datagram is sent and one turn longer."""
             try:
-                await bot.dial(http, tasks)
-                await bot.converse()
-                await finished.wait()
-                await bot.converse()
+                async with asyncio.timeout(arguments.datagrams / arguments.rate + 30):
+                    await bot.dial(http, tasks)
+                    await bot.converse()
+                    await finished.wait()
+                    await bot.converse()
             except CallFailed as error:
                 lost.append(str(error))
+            except TimeoutError:
+                lost.append(f"waited in vain for {bot.waits_for}")
             await bot.hang_up(http)
             await bot.close()
 
@@ -252,7 +255,7 @@ async def attack_by_datagrams(arguments: argparse.Namespace) -> bool:
 
 async def _fire(dice: random.Random, count: int, rate: float, ports: range) -> int:
     loop = asyncio.get_running_loop()
-    address = _own_address()
+    address = own_address()
     began, sent = loop.time(), 0
     with strangers(32) as sockets:
         while sent < count:
@@ -267,7 +270,7 @@ async def _fire(dice: random.Random, count: int, rate: float, ports: range) -> i
     return sent
 
 
-def _own_address() -> str:
+def own_address() -> str:
     """Where this machine's calls listen; nothing is sent for that."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect(("192.0.2.1", 9))

@@ -14,6 +14,7 @@ import pytest
 from signaling.main import Server
 from tests.loopback.test_offer_flood import an_offer
 from tests.support.server import serving
+from tools.attack import own_address
 from tools.fuzz_offers import fuzz, mutants, send
 
 MANY = {"connecting_calls": 1000, "connecting_calls_per_address": 1000}
@@ -86,7 +87,7 @@ async def test_no_packet_leaves_for_an_address_that_an_offer_names(server: Serve
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as victim:
         victim.bind(("", 0))
         victim.setblocking(False)
-        host, port = _own_address(), victim.getsockname()[1]
+        host, port = own_address(), victim.getsockname()[1]
         candidate = f"a=candidate:1 1 udp 2130706431 {host} {port} typ host"
         offer = re.sub(r"a=candidate:.*", candidate, await an_offer())
         offer = re.sub(r"c=IN IP4 \S+", f"c=IN IP4 {host}", offer)
@@ -98,9 +99,3 @@ async def test_no_packet_leaves_for_an_address_that_an_offer_names(server: Serve
         await server.registry.wait_empty()
         with pytest.raises(BlockingIOError):
             victim.recv(2000)
-
-
-def _own_address() -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.connect(("192.0.2.1", 9))  # nothing is sent for that
-        return str(sock.getsockname()[0])
