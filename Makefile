@@ -29,7 +29,7 @@ EXTRAS_MEND = $(if $(findstring realtimestt,$(EXTRAS)),$(call without_broken_tor
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-extras lint types bench bench-pool bench-media bench-peers-env isolation soak constraints constraints-extras docs clean
+.PHONY: help run test test-extras lint types bench bench-pool bench-media bench-peers-env isolation soak fuzz attack constraints constraints-extras docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -82,6 +82,13 @@ isolation: $(VENV)/.dev ## 2,000 turns of 20 callers, engines dying: is anybody 
 
 soak: $(VENV)/.dev ## eight bots for a minute against a server of their own
 	$(BIN)/python -m tools.load $(ARGS)
+
+fuzz: $(VENV)/.dev ## 10,000 broken offers: is one answered by an error of the server, or slowly?
+	$(BIN)/python -m tools.fuzz_offers $(ARGS)
+
+attack: $(VENV)/.dev ## a flood of offers and 100,000 strange datagrams: is a call lost?
+	$(BIN)/python -m tools.attack offers
+	$(BIN)/python -m tools.attack datagrams
 
 docs: $(VENV)/.dev ## write docs/configuration.md from the settings
 	$(BIN)/voice-rtc config --format markdown > docs/configuration.md

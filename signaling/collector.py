@@ -70,7 +70,9 @@ class Collector:
 
     def call_ended(self) -> None:
         """A closed aiortc connection is a ring of references, with native threads in it."""
-        self._plan.call_ended(asyncio.get_running_loop().time())
+        loop = asyncio.get_running_loop()
+        if self._plan.call_ended(loop.time()):
+            loop.call_soon(self._decide)
 
     def settle(self) -> None:
         """What is loaded now stays: collect once more and freeze it. From now on CPython starts no
@@ -81,17 +83,19 @@ class Collector:
         self._settled = True
 
     def _look(self) -> None:
-        loop = asyncio.get_running_loop()
+        self._decide()
+        self._count_pauses()
+        self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+
+    def _decide(self) -> None:
         reason = self._plan.decide(
-            loop.time(),
+            asyncio.get_running_loop().time(),
             objects=_living_on() if self._settled else 0,
             calls=self._calls.active,
             hearing=self._calls.anybody_hears,
         )
         if reason is not None:
             self._collect(reason)
-        self._count_pauses()
-        self._timer = loop.call_later(_LOOK_SECONDS, self._look)
 
     def _collect(self, reason: str) -> None:
         gc.collect()

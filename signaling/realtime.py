@@ -89,7 +89,8 @@ def line_wish(request: web.Request, pool: PoolSettings) -> LineWish:
     resume = request.query.get("resume", "")
     if len(resume) > _LONGEST_TOKEN:
         raise BadRequest("resume is not a token of this server", code="bad_resume_token")
-    return LineWish(head_start(request.remote, pool.head_starts), resume)
+    origin = request.remote or ""
+    return LineWish(head_start(request.remote, pool.head_starts), resume, origin)
 
 
 def head_start(address: str | None, by_network: Mapping[str, float]) -> float:

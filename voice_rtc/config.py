@@ -80,10 +80,18 @@ class LimitSettings(Section):
 
     max_calls: int = Field(1000, ge=1, le=10_000)
     """Calls at the same time, talking and waiting, whatever the pool says."""
+    connecting_calls: int = Field(150, ge=1, le=10_000)
+    """Calls that are answered and not connected yet. When there are as many, an offer displaces a
+    call of an address that has more of them, or is refused."""
+    connecting_calls_per_address: int = Field(50, ge=1, le=10_000)
+    """The same from one address; more are answered 429. Behind a reverse proxy all have its own."""
     sdp_bytes: int = Field(32_768, ge=1024, le=1_048_576)
     """Largest SDP offer."""
     session_bytes: int = Field(16_384, ge=256, le=1_048_576)
     """Largest session JSON in an offer, and how much a client may add to the server's session."""
+    sdp_lines: int = Field(500, ge=50, le=20_000)
+    """Lines of an offer. Browsers need some 100, with video 250; the parser takes a time that grows
+    with the square of some."""
     sdp_media_lines: int = Field(4, ge=1, le=64)
     """m-lines in an offer."""
     sdp_candidates: int = Field(40, ge=0, le=1000)

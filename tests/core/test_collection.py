@@ -47,3 +47,12 @@ def test_objects_that_gather_are_collected_without_a_call_that_ended():
 def test_too_many_objects_are_collected_whoever_hears():
     plan = CollectionPlan(RULES)
     assert plan.decide(0.0, objects=1000, calls=9, hearing=True) == "objects"
+
+
+def test_many_calls_that_ended_do_not_wait_whoever_hears():
+    plan = CollectionPlan(RULES)
+    urgent = [plan.call_ended(0.0) for _ in range(RULES.most_calls)]
+    assert urgent == [False] * (RULES.most_calls - 1) + [True]
+    assert plan.decide(0.0, objects=0, calls=9, hearing=True) == "calls"
+    plan.collected()
+    assert not plan.call_ended(1.0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import socket
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
 
 import aiohttp
 import pytest
@@ -14,8 +16,10 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from signaling.main import Server
 from tests.support.audio import tone
 from tests.support.caller import Microphone, calling
+from tests.support.network import free_ports
 from tests.support.openai_server import openai_server
 from tests.support.server import serving
+from tools.attack import garbage, own_address, strangers
 from voice_rtc.core.audio import silence
 from voice_rtc.engines.base import EngineSet
 from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
@@ -208,3 +212,33 @@ async def test_datagrams_of_strangers_do_no_harm(path: str) -> None:
                 for reason in ("empty", "not_stun", "stranger")
             }
             assert rejected == {"empty": 20, "not_stun": 20, "stranger": 60}
+
+
+async def test_calls_are_set_up_and_held_under_fire() -> None:
+    """Strangers know the ports beforehand: what came while a socket was made broke calls."""
+    ports = free_ports(8)
+    dice = random.Random(1)
+    media = {"udp_ports": f"{ports[0]}-{ports[-1]}"}
+    async with asyncio.timeout(50), serving(media=media) as server, AsyncExitStack() as stack:
+        sockets = stack.enter_context(strangers(8))
+
+        async def fire() -> None:
+            while True:
+                for port in ports:
+                    for datagram in (b"", garbage(dice)):
+                        with suppress(BlockingIOError):
+                            dice.choice(sockets).sendto(datagram, (address, port))
+                await asyncio.sleep(0.005)
+
+        address = own_address()
+        async with asyncio.TaskGroup() as tasks:
+            firing = tasks.create_task(fire())
+            callers = [await stack.enter_async_context(calling(server.url)) for _ in range(4)]
+            for caller in callers:
+                await caller.say(tone(0.5))
+                await caller.event("response.done")
+            firing.cancel()
+        assert server.registry.active == 4
+        sample = server.metrics.registry.get_sample_value
+        for reason in ("empty", "stranger", "stun", "not_stun"):
+            assert (sample("voice_rtc_datagrams_rejected_total", {"reason": reason}) or 0) > 10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 from contextlib import AsyncExitStack
 from typing import cast
 
@@ -15,26 +14,10 @@ from aiortc import RTCConfiguration, RTCPeerConnection
 
 from tests.support.audio import tone
 from tests.support.caller import Microphone, calling
+from tests.support.network import free_ports
 from tests.support.server import serving
 from voice_rtc.errors import NoMediaPort
 from voice_rtc.media.joint_ports import PortRange
-
-
-def free_ports(count: int) -> range:
-    """So many free ports in a row, outside those that the system gives out by itself."""
-    for first in range(20_000, 30_000, count):
-        sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
-        try:
-            for number, sock in enumerate(sockets):
-                sock.bind(("", first + number))
-        except OSError:
-            continue
-        else:
-            return range(first, first + count)
-        finally:
-            for sock in sockets:
-                sock.close()
-    raise AssertionError("no ports are free")
 
 
 def ports_of(sdp: str) -> set[int]:

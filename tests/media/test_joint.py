@@ -114,6 +114,23 @@ async def test_a_misfit_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) 
     await peer.aclose()
 
 
+async def test_a_flood_of_rtp_and_of_sources_is_bounded() -> None:
+    async with line() as (peer, client, microphone, metrics):
+        microphone.say(tone(0.2))
+        await peer.inbound.get()
+        dtls = client.getSenders()[0].transport
+        for number in range(2000):
+            header = bytes([0x80, 96]) + number.to_bytes(2, "big") + bytes(4)
+            await dtls._send_rtp(header + (number % 50).to_bytes(4, "big") + b"\xfc\xff\xfe")
+        while not metrics.registry.get_sample_value(
+            "voice_rtc_rtp_packets_rejected_total", {"reason": "rate"}
+        ):
+            await peer.inbound.get()
+        (receiver,) = peer._connection.getReceivers()
+        assert len(receiver._RTCRtpReceiver__remote_streams) <= 4
+        assert len(receiver.transport._rtp_router.ssrc_table) <= 4
+
+
 async def test_another_version_of_aiortc_is_not_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(joint.PINNED, "aiortc", "0.0.1")
     assert "aiortc is" in joint.why_not()

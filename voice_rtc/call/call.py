@@ -29,6 +29,7 @@ from voice_rtc.call.state import (
 from voice_rtc.call.waiting import WaitingRoom
 from voice_rtc.core.audio import Samples
 from voice_rtc.core.buffers import Policy
+from voice_rtc.core.connecting import Connecting
 from voice_rtc.core.history import Conversation, Item
 from voice_rtc.core.turns import (
     Action,
@@ -64,6 +65,8 @@ from voice_rtc.pool.lease import REPLACED, Lease, LeaseRequest
 
 _LAST_WORDS_SECONDS = 1.0
 _SIGNALS = 256
+_LIFELESS_SECONDS = 1.0
+"""Clients that follow their offers up do so in less."""
 
 REASONS = {
     "hangup": "The call was hung up.",
@@ -425,10 +428,19 @@ class Call:
         )
 
     @property
+    def connecting(self) -> Connecting | None:
+        """How it stands while its media is not connected; None afterwards and at its end."""
+        if self._is_connected or self._end.done():
+            return None
+        return Connecting(self.id, self._line.origin, self._context.now(), self.peer.heard)
+
+    @property
     def needs_place(self) -> bool:
         """Will it take up a slot, or room in the line, of which the pool does not know yet?"""
         if self._has_asked or self._end.done():
             return False
+        if not self.peer.heard and self._context.now() > _LIFELESS_SECONDS:
+            return False  # nobody may ever follow this offer up
         return not self._context.ports.pool.has_place(self._line.resume)
 
     @property

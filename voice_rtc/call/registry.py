@@ -15,11 +15,13 @@ from voice_rtc.call.context import CallPorts
 from voice_rtc.call.events import Degraded, GoingAway
 from voice_rtc.call.state import AS_IT_COMES, CallState, LineWish
 from voice_rtc.config import Settings
+from voice_rtc.core.connecting import ConnectingRules, room_for
 from voice_rtc.engines.base import EngineSet
 from voice_rtc.errors import (
     Draining,
     EnginesLoading,
     Overloaded,
+    RateLimited,
     UnknownCall,
     VoiceRtcError,
 )
@@ -233,9 +235,23 @@ class CallRegistry:
             raise EnginesLoading
         if len(self._calls) >= self._settings.limits.max_calls:
             raise Overloaded
+        self._make_room(line.origin)
         coming = [call.id for call in self._calls.values() if call.needs_place]
         self._ports.pool.check_admission(call_id, line.resume, coming)
         return self._ports
+
+    def _make_room(self, origin: str) -> None:
+        """Raises RateLimited or Overloaded when too many are connecting."""
+        limits = self._settings.limits
+        rules = ConnectingRules(limits.connecting_calls, limits.connecting_calls_per_address)
+        connecting = [call.connecting for call in self._calls.values()]
+        room = room_for(origin, [each for each in connecting if each is not None], rules)
+        if room.refusal == "origin":
+            raise RateLimited("too many calls from this address are connecting")
+        if room.refusal:
+            raise Overloaded("too many calls are connecting")
+        if room.displaced:
+            self.get(room.displaced).end("connect_timeout")
 
     async def _live(self, call: Call, client: Coroutine[Any, Any, None]) -> None:
         reason = "internal_error"

@@ -73,6 +73,8 @@ class LineWish:
     """As if it had come so much earlier."""
     resume: str = ""
     """Token of a place that it had on another connection."""
+    origin: str = ""
+    """Address that the offer came from."""
 
 
 AS_IT_COMES = LineWish()

@@ -52,6 +52,16 @@ class SocketGuard:
         """Called when the client proved by its password that it is there."""
         self._questions: deque[tuple[dict[bytes, Any], bytes]] = deque()
 
+    def shut(self) -> None:
+        """Before the answer is set: what comes while the sockets are made is not kept for DTLS.
+
+        A stranger who knows the ports could have it read before anything else. Raises Misfit.
+        """
+        if "data_received" not in vars(type(self._connection)):
+            raise Misfit("aioice's connection has no data_received")
+        rejected = self._rejected["stranger"]
+        self._connection.data_received = lambda _data, _component: rejected.inc()
+
     def attach(self, receive_rtp: Callable[[bytes], None] | None) -> None:
         """After the answer is set. ``receive_rtp`` gets SRTP; None leaves it to aiortc.
 
@@ -77,6 +87,7 @@ class SocketGuard:
             self.on_life()
 
         replace_method(self._connection, "check_incoming", check_incoming)
+        vars(self._connection).pop("data_received", None)
         for protocol in protocols:
             replace_method(protocol, "datagram_received", self._handler(protocol, receive_rtp))
 

@@ -89,6 +89,8 @@ class Peer:
         self._associations: list[AssociationGuard] = []
         self._guards: list[SocketGuard] = []
         self._watchdog: Watchdog | None = None
+        self.heard = False
+        """The client has shown by its password that it is there."""
         self.inbound: Inbox[Pcm] = Inbox(
             settings.media.inbound_buffer_seconds,
             Policy.DROP_OLDEST,
@@ -115,8 +117,9 @@ class Peer:
             if self._settings.ports is not None:
                 for transport in self._transports(audio):
                     use_ports(transport, self._settings.ports)
+            self._shut_sockets(audio)
             await self._connection.setLocalDescription(await self._connection.createAnswer())
-            self._guard_sockets(audio)
+            self._guard_sockets()
         except (VoiceRtcError, Misfit):
             raise
         except Exception as error:
@@ -172,20 +175,33 @@ class Peer:
             return
         self._associations.append(guard)
 
-    def _guard_sockets(self, audio: RTCRtpTransceiver) -> None:
-        """Let nothing of strangers through, and audio go its way."""
-        transports = self._transports(audio)
+    def _shut_sockets(self, audio: RTCRtpTransceiver) -> None:
+        """Before there are any: let nothing but connectivity checks through for the time being."""
+        limits = self._settings.limits
+        guards = [SocketGuard(each, limits, self._metrics) for each in self._transports(audio)]
         try:
-            for transport in transports:
-                guard = SocketGuard(transport, self._settings.limits, self._metrics)
-                is_audio = transport is transports[0]
+            for guard in guards:
+                guard.shut()
+        except Misfit as error:
+            self._without_guard(error)
+        else:
+            self._guards = guards
+
+    def _guard_sockets(self) -> None:
+        """Let nothing of strangers through, and audio go its way."""
+        try:
+            for guard in self._guards:
+                is_audio = guard is self._guards[0]
                 guard.attach(self._joint.receive_rtp if self._joint and is_audio else None)
                 guard.on_life = self._heard
-                self._guards.append(guard)
         except Misfit as error:
-            if self._joint is not None:
-                raise
-            log.warning("sockets_not_guarded", reason=str(error))
+            self._without_guard(error)
+
+    def _without_guard(self, error: Misfit) -> None:
+        if self._joint is not None:
+            raise error
+        log.warning("sockets_not_guarded", reason=str(error))
+        self._guards = []
 
     def _transports(self, audio: RTCRtpTransceiver) -> list[RTCDtlsTransport]:
         """The audio's first. It is the only one, unless the client does without BUNDLE."""
@@ -285,6 +301,7 @@ class Peer:
 
     def _heard(self) -> None:
         """The client has shown that it is there."""
+        self.heard = True
         if self._watchdog is not None:
             self._watchdog.heard()
 
