@@ -80,7 +80,7 @@ class LimitSettings(Section):
 
     max_calls: int = Field(1000, ge=1, le=10_000)
     """Calls at the same time, talking and waiting, whatever the pool says."""
-    connecting_calls: int = Field(150, ge=1, le=10_000)
+    connecting_calls: int = Field(100, ge=1, le=10_000)
     """Calls that are answered and not connected yet. When there are as many, an offer displaces a
     call of an address that has more of them, or is refused."""
     connecting_calls_per_address: int = Field(50, ge=1, le=10_000)

@@ -133,6 +133,7 @@ function haystack(/** @type {Entry} */ { id, call, lease }) {
 function stateWords(/** @type {any} */ call) {
   if (!call) return UNKNOWN;
   if (call.state !== "live") return call.state ?? UNKNOWN;
+  if (call.suspended) return "not heard of";
   return FLOORS[call.floor] ?? String(call.floor ?? UNKNOWN).toLowerCase();
 }
 

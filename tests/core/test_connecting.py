@@ -47,3 +47,4 @@ def test_with_an_address_each_the_oldest_gives_way_in_time() -> None:
     assert room_for("k", young, RULES) == Room("full")
     old = calls("a", age=5.1) + calls(*"bcdefghij")
     assert room_for("k", old, RULES) == Room(displaced="a0")
+    assert room_for("j", old, RULES) == Room("full")

@@ -106,3 +106,50 @@ async def test_a_flood_is_refused_and_counted() -> None:
         "voice_rtc_channel_messages_rejected_total", {"reason": "rate_limited"}
     )
     assert refused == 44
+
+
+async def test_heartbeats_are_answered_at_once_and_not_read_as_messages() -> None:
+    metrics = Metrics()
+    events = Channel(LimitSettings(), metrics, frozenset(), "beat")
+    heard: list[None] = []
+    events.on_life = lambda: heard.append(None)
+    wire = Wire()
+    events.attach(wire)  # type: ignore[arg-type]  # a stand-in with the same surface
+    for _ in range(300):  # more than may wait
+        wire.handlers["message"]('{"type":"other"}')
+    wire.handlers["message"]('{"type":"beat","more":1}')
+    assert wire.sent == [{"type": "beat"}]
+    assert len(heard) == 301
+    events.close()
+    assert {m["type"] async for m in events.messages() if isinstance(m, dict)} == {"other"}
+
+
+async def test_a_client_that_does_not_read_gets_no_more_answers_to_heartbeats() -> None:
+    events = Channel(LimitSettings(), Metrics(), frozenset(), "beat")
+    wire = Wire()
+    events.attach(wire)  # type: ignore[arg-type]  # a stand-in with the same surface
+    wire.bufferedAmount = 10_000_000
+    for _ in range(100):
+        wire.handlers["message"]('{"type":"beat"}')
+    wire.bufferedAmount = 0
+    wire.handlers["bufferedamountlow"]()
+    assert wire.sent == [{"type": "beat"}]
+
+
+async def test_whoever_floods_is_told_once_and_then_given_up() -> None:
+    events, metrics = channel()
+    told: list[str] = []
+    abuse: list[str] = []
+    events.on_limit, events.on_abuse = told.append, abuse.append
+    wire = Wire()
+    events.attach(wire)  # type: ignore[arg-type]  # a stand-in with the same surface
+    for _ in range(5000):
+        wire.handlers["message"]("{}")
+    assert abuse == ["channel_flood"]
+    assert told == ["more than 20 messages a second; some were not read"]
+    flood = metrics.registry.get_sample_value(
+        "voice_rtc_channel_messages_rejected_total", {"reason": "flood"}
+    )
+    assert flood == 1
+    events.send({"type": "farewell"})
+    assert wire.sent == [{"type": "farewell"}]

@@ -32,10 +32,10 @@ class Connecting:
 class ConnectingRules:
     """How many may connect at the same time."""
 
-    most: int = 150
+    most: int = 100
     most_per_origin: int = 50
     patience_seconds: float = 5.0
-    """Who gave no sign of life for so long makes room for anybody."""
+    """Who gave no sign of life for so long makes room for whoever has none yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,6 @@ def room_for(origin: str, connecting: Sequence[Connecting], rules: ConnectingRul
     victim = max(lifeless, key=lambda call: share[call.origin])  # the oldest of them
     if share[victim.origin] > share[origin] + 1:
         return Room(displaced=victim.call_id)
-    if lifeless[0].age_seconds > rules.patience_seconds:
+    if not share[origin] and lifeless[0].age_seconds > rules.patience_seconds:
         return Room(displaced=lifeless[0].call_id)
     return Room("full")
