@@ -98,9 +98,9 @@ def use_ports(dtls: Any, ports: PortRange) -> None:
 
 
 async def _listen(connection: Any, sock: socket.socket, component: int) -> StunProtocol:
-    loop = asyncio.get_running_loop()
-    _, protocol = await loop.create_datagram_endpoint(lambda: StunProtocol(connection), sock=sock)
+    protocol = StunProtocol(connection)
     host, port = sock.getsockname()[:2]
+    # Before it listens: strangers who know the ports may be quicker than the event loop.
     protocol.local_candidate = Candidate(
         foundation=candidate_foundation("host", "udp", host),
         component=component,
@@ -110,6 +110,8 @@ async def _listen(connection: Any, sock: socket.socket, component: int) -> StunP
         port=port,
         type="host",
     )
+    loop = asyncio.get_running_loop()
+    await loop.create_datagram_endpoint(lambda: protocol, sock=sock)
     return protocol
 
 
