@@ -194,12 +194,18 @@ async def test_a_second_signal_ends_the_calls_at_once(loop: str) -> None:
         assert await process.wait() == 0
 
 
+async def metrics_of(http: aiohttp.ClientSession, url: str) -> str:
+    async with http.get(f"{url}/metrics") as exposed:
+        return await exposed.text()
+
+
 async def test_embedded_engines_serve_from_the_command_line() -> None:
     async with asyncio.timeout(55), served("--embedded") as (process, url):
         async with aiohttp.ClientSession() as http, http.get(f"{url}/readyz") as response:
             names = {e["kind"]: e["name"] for e in (await response.json())["engines"]}
-            async with http.get(f"{url}/metrics") as exposed:
-                assert 'gc_full_collections_total{reason="start"} 1.0' in await exposed.text()
+            frozen = 'gc_full_collections_total{reason="start"} 1.0'
+            while frozen not in await metrics_of(http, url):
+                pass  # a moment after it is ready; bounded by the time-out
         assert names == {
             "vad": "silero",
             "stt": "pocketsphinx",
