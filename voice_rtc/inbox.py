@@ -53,12 +53,7 @@ class Inbox(Generic[T]):
         while not len(self._buffer):
             if self._closed:
                 raise InboxClosed
-            mine = self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await mine
-            finally:
-                if self._waiter is mine:  # a reader that was cancelled may have a successor
-                    self._waiter = None
+            await self._arrival()
         return self._buffer.get()
 
     def get_nowait(self) -> T | None:
@@ -77,17 +72,24 @@ class Inbox(Generic[T]):
     def __len__(self) -> int:
         return len(self._buffer)
 
-    async def __aiter__(self) -> AsyncIterator[T]:
-        while True:
-            try:
-                item = await self.get()
-            except InboxClosed:
-                return
-            yield item
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        while not len(self._buffer):
+            if self._closed:
+                raise StopAsyncIteration
+            await self._arrival()
+        return self._buffer.get()
 
     def statistics(self) -> BufferStatistics:
         """What waits and what was lost."""
         return self._buffer.statistics()
+
+    def _arrival(self) -> asyncio.Future[None]:
+        """Done when there may be something to read. That of a reader who was cancelled is too."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        return self._waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

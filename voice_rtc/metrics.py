@@ -16,6 +16,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from voice_rtc import __version__
+from voice_rtc.tallies import Tally, TallyHistogram
 
 _SECONDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 _FAST = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
@@ -130,10 +131,10 @@ class Metrics:
             "engine_restarts_total", "Engine workers replaced.", "reason"
         )
         # media
-        self.frames_received_total = self._counter(
-            "frames_received_total", "Audio frames received and decoded."
+        self.frames_received_total = self._tally(
+            "frames_received", "Audio frames received and decoded."
         )
-        self.frames_sent_total = self._counter("frames_sent_total", "Audio frames sent.")
+        self.frames_sent_total = self._tally("frames_sent", "Audio frames sent.")
         self.frames_concealed_total = self._counter(
             "frames_concealed_total", "20 ms of inbound timeline filled in.", "method"
         )
@@ -152,9 +153,10 @@ class Metrics:
         self.playout_underruns_total = self._counter(
             "playout_underruns_total", "Times a reply ran dry before its end."
         )
-        self.send_lateness_seconds = self._histogram(
-            "send_lateness_seconds", "How late outbound frames were handed over.", _FAST
+        self.send_lateness_seconds = TallyHistogram(
+            "voice_rtc_send_lateness_seconds", "How late outbound frames were handed over.", _FAST
         )
+        self.registry.register(self.send_lateness_seconds)
         self.media_path = self._gauge("media_path", "1 for the way that audio takes.", "path")
         # signaling
         self.offers_rejected_total = self._counter(
@@ -204,6 +206,11 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"voice_rtc_{name}", text, labels, registry=self.registry)
+
+    def _tally(self, name: str, text: str) -> Tally:
+        tally = Tally(f"voice_rtc_{name}", text)
+        self.registry.register(tally)
+        return tally
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"voice_rtc_{name}", text, labels, registry=self.registry)

@@ -18,7 +18,7 @@ from tests.support.caller import Microphone
 from voice_rtc.config import MediaSettings
 from voice_rtc.core.audio import rms_dbfs
 from voice_rtc.media import joint
-from voice_rtc.media.joint import Misfit
+from voice_rtc.media.misfit import Misfit
 from voice_rtc.media.peer import Peer, PeerSettings, with_opus_wishes
 from voice_rtc.metrics import Metrics
 

@@ -14,8 +14,8 @@ from aioice.candidate import Candidate
 from aioice.ice import CandidatePair
 
 from voice_rtc.config import LimitSettings
-from voice_rtc.media.joint import Misfit
 from voice_rtc.media.joint_ice import SocketGuard
+from voice_rtc.media.misfit import Misfit
 from voice_rtc.metrics import Metrics
 
 HELLO = b"\x16\xfe\xff" + bytes(60)

@@ -18,8 +18,8 @@ from aiortc.rtcsctptransport import (
 )
 
 from voice_rtc.config import LimitSettings
-from voice_rtc.media.joint import Misfit
 from voice_rtc.media.joint_sctp import AssociationGuard
+from voice_rtc.media.misfit import Misfit
 
 WHOLE = SCTP_DATA_FIRST_FRAG | SCTP_DATA_LAST_FRAG
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import pylibsrtp
 import pytest
 from aioice import ice
-from aiortc import RTCDtlsTransport
 
 from signaling.main import running_server
 from tests.support.audio import tone
@@ -24,6 +25,7 @@ from voice_rtc.media.selftest import MediaPath, self_test
 
 Patch = pytest.MonkeyPatch
 LIMITS = LimitSettings()
+BINDING: Any = pylibsrtp._binding
 ENOUGH_SECONDS = 10.0
 SHORT_SECONDS = 1.5
 """For what ends by time alone: the stages before it take some 0.3 s."""
@@ -57,37 +59,20 @@ def no_codecs(patch: Patch) -> None:
     )
 
 
-class KeyedSession:
-    """An SRTP session whose `protect` wants a key, as aiortc of the day gives it."""
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
+class KeyedLibrary:
+    """libsrtp, of which `srtp_protect` wants a key too, as that of another version might."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+        return getattr(BINDING.lib, name)
 
-    def protect(self, packet: bytes, *, key: int) -> bytes:
-        protected: bytes = self._session.protect(packet)
-        return protected
+    def srtp_protect(self, context: Any, _key: Any, room: Any, length: Any) -> int:
+        done: int = BINDING.lib.srtp_protect(context, room, length)
+        return done
 
 
 def protect_is_another(patch: Patch) -> None:
-    setup, send = RTCDtlsTransport._setup_srtp, RTCDtlsTransport._send_rtp
-
-    def set_up(self: Any) -> None:
-        setup(self)
-        self._tx_srtp = KeyedSession(self._tx_srtp)
-
-    async def send_rtp(self: Any, data: bytes) -> None:
-        keyed = self._tx_srtp
-        self._tx_srtp = keyed._session
-        try:
-            await send(self, data)
-        finally:
-            self._tx_srtp = keyed
-
-    patch.setattr(RTCDtlsTransport, "_setup_srtp", set_up)
-    patch.setattr(RTCDtlsTransport, "_send_rtp", send_rtp)
+    keyed = SimpleNamespace(ffi=BINDING.ffi, lib=KeyedLibrary())
+    patch.setattr(pylibsrtp, "_binding", keyed)
 
 
 class Relay:
@@ -119,12 +104,8 @@ def nothing_is_sent(patch: Patch) -> None:
 
 def reports_are_another(patch: Patch) -> None:
     """The sender's counts have other names, which nothing is told."""
-    told = joint._set
-
-    def forgets(owner: Any, prefix: str, name: str, value: Any) -> None:
-        told(owner, prefix, "another_" + name, value)
-
-    patch.setattr(joint, "_set", forgets)
+    for name in ("_RTP_TIMESTAMP", "_NTP_TIMESTAMP", "_PACKET_COUNT", "_OCTET_COUNT"):
+        patch.setattr(joint, name, f"another{name}")
 
 
 def no_address(patch: Patch) -> None:
@@ -134,7 +115,7 @@ def no_address(patch: Patch) -> None:
 CHANGES = [
     (name_missing, ENOUGH_SECONDS, "RTCRtpReceiver has no no_such_name"),
     (no_codecs, ENOUGH_SECONDS, "RTCRtpTransceiver has no list of codecs"),
-    (protect_is_another, ENOUGH_SECONDS, "TypeError in send: .*protect"),
+    (protect_is_another, ENOUGH_SECONDS, "TypeError in processed: .*protect"),
     (datagrams_go_elsewhere, SHORT_SECONDS, "SocketGuard.datagram_received.* within"),
     (nothing_is_sent, SHORT_SECONDS, "OutboundRtp: 0 frames sent; -100 dBFS"),
     (reports_are_another, SHORT_SECONDS, "no true RTCP reports .*'sent': 0"),

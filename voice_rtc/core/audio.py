@@ -26,7 +26,7 @@ SILENCE_DBOV = -127
 """Level of digital silence (RFC 6464)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that doubles the time of making one. Not to be changed.
 class Pcm:
     """A run of mono samples with its place on the sample clock.
 

@@ -59,7 +59,8 @@ class BoundedBuffer(Generic[T]):
         self._policy = policy
         self._weigh = weigh
         self._keep = keep
-        self._items: deque[T] = deque()
+        self._items: deque[tuple[T, float]] = deque()
+        """With their weights."""
         self._weight = 0.0
         self._dropped = 0
 
@@ -82,14 +83,14 @@ class BoundedBuffer(Generic[T]):
             if self._weight + weight > self._limit and not kept:
                 self._dropped += 1
                 return [*dropped, item]
-        self._items.append(item)
+        self._items.append((item, weight))
         self._weight += weight
         return dropped
 
     def get(self) -> T:
         """Remove and return the oldest item. Raises IndexError when empty."""
-        item = self._items.popleft()
-        self._weight -= self._weigh(item)
+        item, weight = self._items.popleft()
+        self._weight -= weight
         if not self._items:
             self._weight = 0.0  # sums of fractions drift; empty is exactly empty
         return item
@@ -107,13 +108,13 @@ class BoundedBuffer(Generic[T]):
 
     def _make_room(self, weight: float) -> list[T]:
         dropped: list[T] = []
-        spared: deque[T] = deque()
+        spared: deque[tuple[T, float]] = deque()
         while self._items and self._weight + weight > self._limit:
-            oldest = self._items.popleft()
+            oldest, its_weight = self._items.popleft()
             if self._keep is not None and self._keep(oldest):
-                spared.append(oldest)
+                spared.append((oldest, its_weight))
                 continue
-            self._weight -= self._weigh(oldest)
+            self._weight -= its_weight
             dropped.append(oldest)
         self._items.extendleft(reversed(spared))
         self._dropped += len(dropped)

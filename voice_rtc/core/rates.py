@@ -22,9 +22,10 @@ class Bucket:
 
     def take(self, now: float) -> bool:
         """May one more pass ``now``?"""
-        self._left = min(self.burst, self._left + (now - self._at) * self.rate)
+        left = self._left + (now - self._at) * self.rate
+        if left > self.burst:
+            left = self.burst
         self._at = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
+        passes = left >= 1.0
+        self._left = left - 1.0 if passes else left
+        return passes

@@ -80,6 +80,19 @@ class ReorderWindow:
         self._restarted = False
         self.statistics = ReorderStatistics()
 
+    def is_next(self, sequence: int) -> bool:
+        """Take a packet in that may go on at once, as nearly all do: the next one, nothing held.
+
+        False: it was not taken, `push` it.
+        """
+        number = sequence if self._next is None else self._next
+        if sequence != number % _MODULUS or self._held or self._restarted:
+            return False
+        self.statistics.received += 1
+        self._stranger = None
+        self._next = number + 1
+        return True
+
     def push(self, sequence: int, timestamp: int, payload: bytes, now: float) -> list[Received]:
         """Take a packet (16 bit ``sequence``) in; those whose turn it is come out."""
         self.statistics.received += 1

@@ -1,5 +1,5 @@
 """Where our RTP meets aiortc. Every private name of aiortc and aioice that we touch is here, in
-`joint_ice` or in `joint_sctp`.
+a module beside it (`joint_ice`, `joint_ports`, `joint_sctp`, `joint_srtp`).
 
 aiortc does SDP, ICE, DTLS and SCTP; RTP in both directions goes past it:
 
@@ -19,17 +19,21 @@ tests/media/test_joint.py and test_selftest.py hold the contract.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from typing import Any
 
-import pylibsrtp
-from aiortc import RTCRtpReceiver, RTCRtpSender, RTCRtpTransceiver, clock
+from aiortc import RTCRtpReceiver, RTCRtpSender, RTCRtpTransceiver
 from aiortc.rtcrtpreceiver import StreamStatistics
 from aiortc.rtp import RtcpByePacket
 
 from voice_rtc.config import LimitSettings
+from voice_rtc.media import joint_srtp
+from voice_rtc.media.joint_srtp import Srtp
+from voice_rtc.media.misfit import Misfit, replace_method, require
 from voice_rtc.media.rtp_in import CLOCK_HZ, InboundRtp
 from voice_rtc.media.rtp_out import OutboundRtp
 from voice_rtc.metrics import Metrics
@@ -43,10 +47,19 @@ _SENDER_NAMES = (
     "rtp_started", "rtp_exited", "rtp_timestamp", "ntp_timestamp", "octet_count", "packet_count",
 )  # fmt: skip
 _RECEIVER_NAMES = ("started", "remote_streams")
+_STATISTICS_NAMES = (
+    "base_seq", "max_seq", "cycles", "packets_received",
+    "_jitter_q4", "_last_arrival", "_last_timestamp",
+)  # fmt: skip
+_RTP_TIMESTAMP, _NTP_TIMESTAMP = f"{_SENDER}rtp_timestamp", f"{_SENDER}ntp_timestamp"
+_PACKET_COUNT, _OCTET_COUNT = f"{_SENDER}packet_count", f"{_SENDER}octet_count"
 _DTLS_NAMES = (
     "_rx_srtp", "_tx_srtp", "_rtp_router", "_register_rtp_receiver", "_unregister_rtp_receiver",
 )  # fmt: skip
-_TICK_SECONDS = 0.05
+_NTP_EPOCH_SECONDS = 2_208_988_800
+"""From 1900, where NTP begins, to 1970."""
+_LIFE_SECONDS = 0.1
+"""A packet within this of one that was told of is no news."""
 
 
 _installed = cache(metadata.version)  # it reads a file, and every offer asks
@@ -61,18 +74,27 @@ def why_not() -> str:
     return ""
 
 
-class Misfit(Exception):
-    """A private name is not there or is not what it was. `str(error)` says which."""
+class _Statistics(StreamStatistics):
+    """What receiver reports say of one source; counted without a packet object."""
 
-
-class _Seen:
-    """What `StreamStatistics.add` reads of a packet."""
-
-    __slots__ = ("sequence_number", "timestamp")
-
-    def __init__(self) -> None:
-        self.sequence_number = 0
-        self.timestamp = 0
+    def count(self, sequence: int, timestamp: int, now: float) -> None:
+        """As `StreamStatistics.add`; ``now`` is in seconds on any clock."""
+        self.packets_received += 1
+        newest = self.max_seq
+        if newest is None:
+            self.base_seq = sequence
+        elif not 0 < (sequence - newest) & 0xFFFF < 0x8000:
+            return  # out of order
+        elif sequence < newest:
+            self.cycles += 1 << 16
+        self.max_seq = sequence
+        arrival = int(now * CLOCK_HZ)
+        if newest is not None and timestamp != self._last_timestamp:
+            assert self._last_arrival is not None and self._last_timestamp is not None
+            off = abs((arrival - self._last_arrival) - (timestamp - self._last_timestamp))
+            self._jitter_q4 += off - ((self._jitter_q4 + 8) >> 4)
+        self._last_arrival = arrival
+        self._last_timestamp = timestamp
 
 
 def opus_only(transceiver: RTCRtpTransceiver) -> frozenset[int]:
@@ -105,19 +127,26 @@ class Joint:
         self._loop = asyncio.get_running_loop()
         self._receiver: Any = None
         self._dtls: Any = None
-        self._seen = _Seen()
+        self._session: Any = None
+        """The SRTP session that `_unprotect` is of."""
+        self._unprotect: Srtp = _refuse
+        self._statistics: dict[int, _Statistics] = {}
+        """Of each source; aiortc's receiver has the same."""
         self._timer: asyncio.TimerHandle | None = None
+        self._life_told_at = -math.inf
         self._receiving = asyncio.Event()
         self._ended = asyncio.Event()
         """The other side said BYE, or the connection is gone."""
 
     def attach(self, transceiver: RTCRtpTransceiver) -> None:
         """Its audio is ours, both ways. Raises Misfit, and then nothing was changed."""
-        _require(transceiver.receiver, _RECEIVER, _RECEIVER_NAMES)
-        _require(transceiver.receiver, "", ("_run_rtcp",))
-        _require(transceiver.sender, _SENDER, _SENDER_NAMES)
-        _require(transceiver.sender, "", ("_ssrc",))
-        _require(transceiver.sender.transport, "", _DTLS_NAMES)
+        require(transceiver.receiver, _RECEIVER, _RECEIVER_NAMES)
+        require(transceiver.receiver, "", ("_run_rtcp",))
+        require(transceiver.sender, _SENDER, _SENDER_NAMES)
+        require(transceiver.sender, "", ("_ssrc",))
+        require(transceiver.sender.transport, "", _DTLS_NAMES)
+        require(StreamStatistics(CLOCK_HZ), "", _STATISTICS_NAMES)
+        joint_srtp.check()
         self._attach_receiver(transceiver.receiver)
         self._attach_sender(transceiver.sender)
 
@@ -147,12 +176,25 @@ class Joint:
         self._receiving.set()
 
     def _tick(self) -> None:
+        self._timer = None
         now = self._loop.time()
-        due = self._inbound.next_deadline
-        if due is not None and now >= due:
+        if now >= self._inbound.next_deadline:
             self._inbound.tick(now)
-        if not self._ended.is_set():
-            self._timer = self._loop.call_later(_TICK_SECONDS, self._tick)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Have `_tick` called when there is something to do.
+
+        A deadline moves on with each packet; only one that comes sooner needs another timer.
+        """
+        due = self._inbound.next_deadline
+        if self._timer is not None:
+            if due >= self._timer.when():
+                return
+            self._timer.cancel()
+            self._timer = None
+        if due < math.inf and not self._ended.is_set():
+            self._timer = self._loop.call_at(due, self._tick)
 
     def _attach_receiver(self, receiver: RTCRtpReceiver) -> None:
         self._receiver = receiver
@@ -195,70 +237,71 @@ class Joint:
 
     def receive_rtp(self, data: bytes) -> None:
         """A datagram that is SRTP, from an address that belongs to the call."""
-        session = self._dtls._rx_srtp
-        if session is not None:
-            self._take(session, data, self._loop.time())
-        if self._timer is None and not self._ended.is_set():
-            self._tick()
-
-    def _take(self, session: Any, data: bytes, now: float) -> None:
-        try:
-            plain = session.unprotect(data)
-        except pylibsrtp.Error:
+        if self._dtls._rx_srtp is not self._session:
+            self._session = self._dtls._rx_srtp
+            self._unprotect = joint_srtp.unprotector(self._session)
+        plain = self._unprotect(data)
+        if plain is None:
             self._metrics.rtp_packets_rejected_total.labels("srtp").inc()
             return
-        self.on_life()
+        now = self._loop.time()
+        if now - self._life_told_at > _LIFE_SECONDS:
+            self._life_told_at = now
+            self.on_life()
         packet = self._inbound.receive(plain, now)
         if packet is None:
             return
-        streams = _get(self._receiver, _RECEIVER, "remote_streams")
-        statistics = streams.get(packet.ssrc)
-        if statistics is None:
-            if len(streams) >= self._most_sources:
-                return
-            statistics = streams[packet.ssrc] = StreamStatistics(CLOCK_HZ)
-            # RTCP of this source is routed by it.
-            self._dtls._rtp_router.ssrc_table[packet.ssrc] = self._receiver
-        self._seen.sequence_number = packet.sequence
-        self._seen.timestamp = packet.timestamp
-        statistics.add(self._seen)
+        statistics = self._statistics.get(packet.ssrc) or self._new_source(packet.ssrc)
+        if statistics is not None:
+            statistics.count(packet.sequence, packet.timestamp, now)
+        self._set_timer()
+
+    def _new_source(self, ssrc: int) -> _Statistics | None:
+        if len(self._statistics) >= self._most_sources:
+            return None
+        made = self._statistics[ssrc] = _Statistics(CLOCK_HZ)
+        _get(self._receiver, _RECEIVER, "remote_streams")[ssrc] = made
+        # RTCP of this source is routed by it.
+        self._dtls._rtp_router.ssrc_table[ssrc] = self._receiver
+        return made
 
     def _sending(
         self, sender: RTCRtpSender, dtls: Any, outbound: OutboundRtp
     ) -> Callable[[bytes], None]:
+        """Raises Misfit."""
+        nominated: dict[int, Any] = dtls.transport._connection._nominated
+        protect = joint_srtp.protector(dtls._tx_srtp)
+        state, time_ns = vars(sender), time.time_ns
+        known: Any = None
+        sendto: Callable[[bytes, Any], None]
+        address: Any = None
+
         def send(packet: bytes) -> None:
-            pair = dtls.transport._connection._nominated.get(1)
-            if pair is None or dtls._tx_srtp is None:
+            nonlocal known, sendto, address
+            pair = nominated.get(1)
+            if pair is None:
                 return
-            pair.protocol.transport.sendto(dtls._tx_srtp.protect(packet), pair.remote_addr)
+            if pair is not known:
+                known, sendto, address = pair, pair.protocol.transport.sendto, pair.remote_addr
+            secret = protect(packet)
+            if secret is None:
+                return
+            sendto(secret, address)
             # What the sender reports (RFC 3550 section 6.4.1) say.
-            _set(sender, _SENDER, "rtp_timestamp", outbound.timestamp)
-            _set(sender, _SENDER, "ntp_timestamp", clock.current_ntp_time())
-            _set(sender, _SENDER, "packet_count", outbound.packets)
-            _set(sender, _SENDER, "octet_count", outbound.bytes)
+            state[_RTP_TIMESTAMP] = outbound.timestamp
+            state[_NTP_TIMESTAMP] = ((time_ns() << 32) // 10**9) + (_NTP_EPOCH_SECONDS << 32)
+            state[_PACKET_COUNT] = outbound.packets
+            state[_OCTET_COUNT] = outbound.bytes
 
         return send
-
-
-def _require(owner: Any, prefix: str, names: tuple[str, ...]) -> None:
-    for name in names:
-        if not hasattr(owner, prefix + name):
-            raise Misfit(f"{type(owner).__name__} has no {name}")
 
 
 def _get(owner: Any, prefix: str, name: str) -> Any:
     return getattr(owner, prefix + name)
 
 
-def _set(owner: Any, prefix: str, name: str, value: Any) -> None:
-    setattr(owner, prefix + name, value)
-
-
-def replace_method(owner: Any, name: str, method: Any) -> None:
-    """Have this one object use ``method``. Raises Misfit."""
-    if not callable(getattr(owner, name, None)):
-        raise Misfit(f"{type(owner).__name__} has no {name}")
-    setattr(owner, name, method)
+def _refuse(_packet: bytes) -> None:
+    """SRTP is not up."""
 
 
 def _level_id(parameters: Any) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from voice_rtc.config import LimitSettings
 from voice_rtc.core.rates import Bucket
-from voice_rtc.media.joint import Misfit, replace_method
+from voice_rtc.media.misfit import Misfit, replace_method
 from voice_rtc.metrics import Metrics
 
 _STUN_HEADER = 20
@@ -123,7 +123,9 @@ class SocketGuard:
         rejected = self._rejected
 
         def datagram_received(data: bytes, addr: Address) -> None:
-            if not data:
+            if receive_rtp is not None and addr in known and _is_rtp(data):
+                receive_rtp(data)  # nearly all
+            elif not data:
                 rejected["empty"].inc()
             elif data[0] < 4:  # RFC 7983
                 if reason := self._objection(protocol, data, addr in known):

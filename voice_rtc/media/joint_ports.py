@@ -16,7 +16,7 @@ from aioice.candidate import Candidate, candidate_foundation, candidate_priority
 from aioice.ice import StunProtocol, server_reflexive_candidate
 
 from voice_rtc.errors import NoMediaPort
-from voice_rtc.media.joint import Misfit, replace_method
+from voice_rtc.media.misfit import Misfit, replace_method
 
 log = structlog.get_logger("voice_rtc.media")
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from voice_rtc.config import LimitSettings
-from voice_rtc.media.joint import Misfit, replace_method
+from voice_rtc.media.misfit import Misfit, replace_method
 
 _MOST_STREAMS = 64
 """Used by one client. Channels take the lowest free number."""

@@ -55,12 +55,16 @@ class Decoder:
         self._library = library()
         self._rate_hz = rate_hz
         self._most = int(LONGEST_PACKET_SECONDS * rate_hz)
+        self._durations = tuple(int(each * rate_hz) for each in _FRAME_SECONDS)
         self._pcm = np.zeros(self._most, np.int16)
-        self._address = self._pcm.ctypes.data
         error = ctypes.c_int()
         self._state = self._library.opus_decoder_create(rate_hz, 1, ctypes.byref(error))
         if not self._state:
             raise OpusError(f"no Opus decoder at {rate_hz} Hz: {_reason(error.value)}")
+        # Made once: ctypes would make them anew for each packet.
+        self._handle = ctypes.c_void_p(self._state)
+        self._address = ctypes.c_void_p(self._pcm.ctypes.data)
+        self._opus_decode = self._library.opus_decode
 
     def decode(self, packet: bytes) -> Samples:
         """The packet's samples. Raises OpusError for what is no Opus packet."""
@@ -69,7 +73,7 @@ class Decoder:
     def duration(self, packet: bytes) -> int:
         """Samples that the packet holds, without decoding it. Raises OpusError."""
         if packet and not packet[0] & 3:  # one frame, as nearly all packets are
-            return int(_FRAME_SECONDS[packet[0] >> 3] * self._rate_hz)
+            return self._durations[packet[0] >> 3]
         found = self._library.opus_packet_get_nb_samples(packet, len(packet), self._rate_hz)
         return self._checked(found)
 
@@ -87,8 +91,10 @@ class Decoder:
     def _decode(self, packet: bytes | None, samples: int, fec: int) -> Samples:
         length = 0 if packet is None else len(packet)
         wanted = min(samples, self._most)
-        found = self._library.opus_decode(self._state, packet, length, self._address, wanted, fec)
-        return self._pcm[: self._checked(found)].copy()
+        found = self._opus_decode(self._handle, packet, length, self._address, wanted, fec)
+        if found < 0:
+            self._checked(found)
+        return self._pcm[:found].copy()
 
     def _checked(self, result: int) -> int:
         if result < 0:
@@ -120,6 +126,7 @@ class Encoder:
         self._library = library()
         self.frame_samples = rate_hz // 50
         self._packet = ctypes.create_string_buffer(_MOST_PACKET_BYTES)
+        self._pcm = np.zeros(self.frame_samples, np.int16)
         error = ctypes.c_int()
         self._state = self._library.opus_encoder_create(
             rate_hz, 1, _APPLICATIONS[application], ctypes.byref(error)
@@ -134,6 +141,10 @@ class Encoder:
         )
         for request, value in settings:
             self._set(request, value)
+        # Made once: ctypes would make them anew for each frame.
+        self._handle = ctypes.c_void_p(self._state)
+        self._address = ctypes.c_void_p(self._pcm.ctypes.data)
+        self._opus_encode = self._library.opus_encode
 
     @property
     def lookahead(self) -> int:
@@ -146,13 +157,14 @@ class Encoder:
         """The packet of `frame_samples` int16 samples. Raises OpusError for another number."""
         if len(samples) != self.frame_samples or samples.dtype != np.int16:
             raise OpusError(f"a frame has {self.frame_samples} int16 samples, not {len(samples)}")
-        whole = np.ascontiguousarray(samples)
-        size = self._library.opus_encode(
-            self._state, whole.ctypes.data, len(whole), self._packet, _MOST_PACKET_BYTES
+        self._pcm[:] = samples  # to where libopus looks: asking an array for its address is slower
+        size = self._opus_encode(
+            self._handle, self._address, self.frame_samples, self._packet, _MOST_PACKET_BYTES
         )
         if size < 0:
             raise OpusError(f"a frame could not be encoded: {_reason(size)}")
-        return self._packet.raw[:size]
+        packet: bytes = self._packet[:size]  # type: ignore[assignment]  # of chars it is bytes
+        return packet
 
     def reset(self) -> None:
         """Forget what was before: the next frame begins a new sound."""

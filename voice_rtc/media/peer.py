@@ -21,7 +21,7 @@ from aiortc import (
 )
 
 from voice_rtc.config import LimitSettings, MediaSettings
-from voice_rtc.core.audio import Pcm
+from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm
 from voice_rtc.core.buffers import Policy
 from voice_rtc.core.liveness import LivenessRules
 from voice_rtc.errors import BadOffer, NoAudioTrack, StateError, VoiceRtcError
@@ -29,10 +29,11 @@ from voice_rtc.inbox import Inbox
 from voice_rtc.media.channel import Channel
 from voice_rtc.media.guard import check_offer, strip_candidates
 from voice_rtc.media.inbound import InboundAudio
-from voice_rtc.media.joint import Joint, Misfit, opus_only, why_not
+from voice_rtc.media.joint import Joint, opus_only, why_not
 from voice_rtc.media.joint_ice import SocketGuard
 from voice_rtc.media.joint_ports import PortRange, use_ports
 from voice_rtc.media.joint_sctp import AssociationGuard
+from voice_rtc.media.misfit import Misfit
 from voice_rtc.media.opus import OpusError
 from voice_rtc.media.outbound import FrameSource, OutboundTrack
 from voice_rtc.media.rtp_in import InboundRtp
@@ -92,9 +93,9 @@ class Peer:
         self.heard = False
         """The client has shown by its password that it is there."""
         self.inbound: Inbox[Pcm] = Inbox(
-            settings.media.inbound_buffer_seconds,
+            settings.media.inbound_buffer_seconds * LISTEN_RATE_HZ,
             Policy.DROP_OLDEST,
-            weigh=lambda pcm: pcm.seconds,
+            weigh=lambda pcm: len(pcm.samples),
             on_drop=lambda count: metrics.inbound_dropped_total.inc(count),
         )
         self._audio = InboundAudio(self.inbound, metrics)

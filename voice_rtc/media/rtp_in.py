@@ -14,6 +14,8 @@ due. It reads plain RTP; SRTP is its caller's business.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import structlog
 
@@ -30,6 +32,7 @@ log = structlog.get_logger("voice_rtc.media")
 CLOCK_HZ = 48_000
 """Of Opus timestamps, whatever the rate (RFC 7587 section 4.1)."""
 
+_TIMESTAMPS = (1 << 32) - 1
 _RATIO = CLOCK_HZ // LISTEN_RATE_HZ
 _FRAME = LISTEN_RATE_HZ // 50
 _LONGEST_CONCEALED_SECONDS = 0.1
@@ -91,10 +94,11 @@ class InboundRtp:
         """Samples of silence since the newest packet."""
         self._counted_lost = 0
         self._held = False
+        self.next_deadline = math.inf
+        """When `tick` has something to do; never before the first packet and while held."""
         self.frames = 0
         """Packets played."""
-        self._level_dbov: int | None = None
-        """Of the packet that is played, as the sender tells it; None: not known."""
+        self._count_frame = metrics.frames_received_total.inc
         self._claims = 0
         """Packets that their sender said to be silent."""
         self._believes_levels = True
@@ -112,12 +116,14 @@ class InboundRtp:
             return None
         if packet.payload:
             self._last_came = now
-            released = self._window.push(packet.sequence, packet.timestamp, packet.payload, now)
-            # Levels are not kept with packets that wait: those are few.
-            alone = len(released) == 1 and released[0].timestamp == packet.timestamp
-            self._level_dbov = packet.level_dbov if alone and self._believes_levels else None
-            self._play_all(released, now)
-            self._level_dbov = None
+            if self._window.is_next(packet.sequence):
+                level = packet.level_dbov if self._believes_levels else None
+                self._play(packet.payload, packet.timestamp, 0, level)
+                self._heard_until = now
+            else:
+                released = self._window.push(packet.sequence, packet.timestamp, packet.payload, now)
+                self._play_all(released, now)
+            self._set_due()
         return packet
 
     def _objection(self, packet: RtpPacket, now: float) -> str:
@@ -125,7 +131,7 @@ class InboundRtp:
             return "payload_type"
         if not self._bucket.take(now):
             return "rate"
-        return "" if self._is_ours(packet.ssrc, now) else "ssrc"
+        return "" if packet.ssrc == self._ssrc or self._is_ours(packet.ssrc, now) else "ssrc"
 
     def tick(self, now: float) -> None:
         """What is due by the wall clock: held packets, silence."""
@@ -135,14 +141,15 @@ class InboundRtp:
         if self._window.held == 0 and now >= self._quiet_at:
             self._make_up(now - self._heard_until)
             self._heard_until = now
+        self._set_due()
 
-    @property
-    def next_deadline(self) -> float | None:
-        """When `tick` has something to do; None before the first packet and while held."""
-        if self._ssrc is None or self._held:
-            return None
-        held = self._window.next_deadline
-        return self._quiet_at if held is None else held
+    def _set_due(self) -> None:
+        if self._held:
+            self.next_deadline = math.inf
+        elif self._window.held:
+            self.next_deadline = self._window.next_deadline or math.inf
+        else:
+            self.next_deadline = self._quiet_at
 
     @property
     def _quiet_at(self) -> float:
@@ -154,6 +161,8 @@ class InboundRtp:
         self._held = held
         if not held:
             self._heard_until = max(self._heard_until, now)
+        if self._ssrc is not None:
+            self._set_due()
 
     def end(self, seconds: float = 1.0) -> None:
         """No more will come: silence of ``seconds``, so that a word that was cut ends too."""
@@ -182,7 +191,10 @@ class InboundRtp:
 
     def _play_all(self, released: list[Received], now: float) -> None:
         for packet in released:
-            self._play(packet)
+            if packet.restarted:
+                self._expected = None
+            # Levels are not kept with packets that wait: those are few.
+            self._play(packet.payload, packet.timestamp, packet.lost, None)
         if released:
             self._heard_until = now
             lost = self._window.statistics.lost
@@ -190,32 +202,30 @@ class InboundRtp:
                 self._metrics.rtp_packets_lost_total.inc(lost - self._counted_lost)
                 self._counted_lost = lost
 
-    def _play(self, packet: Received) -> None:
+    def _play(self, payload: bytes, timestamp: int, lost: int, level: int | None) -> None:
         try:
-            duration = self._decoder.duration(packet.payload)
+            duration = self._decoder.duration(payload)
         except OpusError:
             self._reject("not_opus")
             return  # its place is a hole, filled before the next
-        if packet.restarted:
-            self._expected = None
-        self._fill_hole(packet)
+        if timestamp != self._expected or self._made_up:
+            self._fill_hole(payload, timestamp, lost)
         try:
-            samples = self._decoder.decode(packet.payload)
+            samples = self._decoder.decode(payload)
         except OpusError:
             self._reject("not_opus")
             return
         self.frames += 1
-        self._metrics.frames_received_total.inc()
+        self._count_frame()
         self._duration = duration
-        self._paused = len(packet.payload) <= _DTX_BYTES
-        self._expected = packet.timestamp + _RATIO * duration
-        self._emit(samples, self._checked_level(samples))
+        self._paused = len(payload) <= _DTX_BYTES
+        self._expected = (timestamp + _RATIO * duration) & _TIMESTAMPS
+        if level is not None and level <= _SILENT_DBOV:
+            level = self._checked_level(level, samples)
+        self._emit(samples, level)
 
-    def _checked_level(self, samples: Samples) -> int | None:
-        """What the sender says, unless it was once found to say that speech is silence."""
-        level = self._level_dbov
-        if level is None or level > _SILENT_DBOV:
-            return level
+    def _checked_level(self, level: int, samples: Samples) -> int | None:
+        """A claim of silence, unless its sender was found to say so of speech."""
         self._claims += 1
         if self._claims % _CHECK_EVERY == 1 and np.ptp(samples.astype(np.int32)) > 2 * _AUDIBLE:
             self._believes_levels = False
@@ -223,21 +233,22 @@ class InboundRtp:
             return None
         return level
 
-    def _fill_hole(self, packet: Received) -> None:
+    def _fill_hole(self, payload: bytes, timestamp: int, lost: int) -> None:
+        """What is missing before a packet of ``timestamp``, with what it carries of that."""
         if self._expected is None:
             self._made_up = 0
             return
-        missing = _signed(packet.timestamp - self._expected) // _RATIO - self._made_up
+        missing = _signed(timestamp - self._expected) // _RATIO - self._made_up
         self._made_up = 0
         if not 0 < missing <= _LONGEST_FILL_SECONDS * LISTEN_RATE_HZ:
             return
-        recovered = min(self._duration, missing) if packet.lost else 0
+        recovered = min(self._duration, missing) if lost else 0
         longest = int(_LONGEST_CONCEALED_SECONDS * LISTEN_RATE_HZ)
-        concealed = min(missing, packet.lost * self._duration, longest) - recovered
+        concealed = min(missing, lost * self._duration, longest) - recovered
         self._conceal(concealed)
         self._silence(missing - max(concealed, 0) - recovered, "silence")
         if recovered:
-            self._recover(packet.payload, recovered)
+            self._recover(payload, recovered)
 
     def _conceal(self, samples: int) -> None:
         whole = samples // _SHORTEST * _SHORTEST
@@ -284,5 +295,5 @@ _SHORTEST = LISTEN_RATE_HZ // 400
 
 def _signed(difference: int) -> int:
     """Of two 32 bit timestamps."""
-    wrapped = difference % (1 << 32)
+    wrapped = difference & _TIMESTAMPS
     return wrapped - (1 << 32) if wrapped >= 1 << 31 else wrapped

@@ -33,7 +33,8 @@ class OutboundRtp:
     ) -> None:
         """``bitrate`` in bit/s while there is sound. Raises OpusError when there is no libopus."""
         self._source = source
-        self._metrics = metrics
+        self._count_frame = metrics.frames_sent_total.inc
+        self._observe_lateness = metrics.send_lateness_seconds.observe
         self._encoder = Encoder(SEND_RATE_HZ, bitrate=bitrate, complexity=complexity)
         self._loop = asyncio.get_running_loop()
         self._send: Callable[[bytes], None] | None = None
@@ -109,7 +110,7 @@ class OutboundRtp:
             samples = self._silence
         else:
             return  # until somebody wakes us
-        self._metrics.send_lateness_seconds.observe(max(0.0, late))
+        self._observe_lateness(max(0.0, late))
         self._transmit(self._encoder.encode(samples))
         if self._send is None:
             return  # the frame ended the call
@@ -129,5 +130,5 @@ class OutboundRtp:
         self._newest = number
         self.packets += 1
         self.bytes += len(payload)
-        self._metrics.frames_sent_total.inc()
+        self._count_frame()
         self._send(packet)
