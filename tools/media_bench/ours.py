@@ -39,6 +39,8 @@ _SPURT_FRAMES = 200
 """4 s of talk, then a pause that makes it the wanted share."""
 _MOST_ECHO_FRAMES = 3
 """More would be a delay that stays: the oldest goes."""
+_SILENT_SPAN = 60
+"""Between the least and the most sample of a frame that an agent would not say."""
 _KEPT_TIMES = 3000
 
 
@@ -89,7 +91,9 @@ class EchoSource:
         self._last = int(samples[-1])
         self._rest = np.concatenate([self._rest, raised])
         while len(self._rest) >= SEND_FRAME_SAMPLES:
-            self._frames.append(self._rest[:SEND_FRAME_SAMPLES])
+            frame = self._rest[:SEND_FRAME_SAMPLES]
+            if np.ptp(frame) > _SILENT_SPAN:
+                self._frames.append(frame)
             self._rest = self._rest[SEND_FRAME_SAMPLES:]
         if self._wake is not None and self._frames:
             self._wake()

@@ -57,6 +57,9 @@ class Decoder:
         self._most = int(LONGEST_PACKET_SECONDS * rate_hz)
         self._durations = tuple(int(each * rate_hz) for each in _FRAME_SECONDS)
         self._pcm = np.zeros(self._most, np.int16)
+        self._views: dict[int, Samples] = {}
+        """Its beginning, by length: packets of one stream are of few lengths (2.5 ms and its
+        multiples up to 120 ms)."""
         error = ctypes.c_int()
         self._state = self._library.opus_decoder_create(rate_hz, 1, ctypes.byref(error))
         if not self._state:
@@ -94,7 +97,10 @@ class Decoder:
         found = self._opus_decode(self._handle, packet, length, self._address, wanted, fec)
         if found < 0:
             self._checked(found)
-        return self._pcm[:found].copy()
+        view = self._views.get(found)
+        if view is None:
+            view = self._views[found] = self._pcm[:found]
+        return view.copy()
 
     def _checked(self, result: int) -> int:
         if result < 0:
