@@ -69,6 +69,7 @@ RULES: dict[str, tuple[str, ...]] = {
             CORE,
             BASE,
             MEDIA,
+            "signaling.collector",
             "voice_rtc.call.listener",
             "voice_rtc.engines.catalog",
             "voice_rtc.engines.fakes",

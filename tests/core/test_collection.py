@@ -56,3 +56,10 @@ def test_many_calls_that_ended_do_not_wait_whoever_hears():
     assert plan.decide(0.0, objects=0, calls=9, hearing=True) == "calls"
     plan.collected()
     assert not plan.call_ended(1.0)
+
+
+def test_many_calls_of_which_none_is_left_are_an_idle_server():
+    plan = CollectionPlan(RULES)
+    for _ in range(RULES.most_calls):
+        plan.call_ended(0.0)
+    assert plan.decide(0.0, objects=0, calls=0, hearing=False) == "idle"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import threading
 
 import pytest
@@ -136,3 +138,14 @@ def test_pieces_are_cut_between_sentences_then_words() -> None:
 def test_clean_keeps_what_can_be_spoken() -> None:
     assert clean(" a\x01\tb ") == "a b"
     assert clean("-- !") == ""
+
+
+async def test_speech_of_any_length_leaves_no_types_behind(espeak: EspeakTts) -> None:
+    def array_types() -> int:
+        kind = type(ctypes.c_short * 1)
+        return sum(isinstance(each, kind) for each in gc.get_objects())
+
+    before = array_types()
+    lengths = {await seconds(espeak, LONG[: 11 * n], speed=1.0 + n / 17) for n in range(1, 8)}
+    assert len(lengths) == 7
+    assert array_types() == before

@@ -1,17 +1,25 @@
 """A peer against a stock aiortc client, on this machine's own address."""
 
 import asyncio
+import gc
 from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
+import pylibsrtp
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from OpenSSL import SSL
 
 from tests.support.audio import tone
 from tests.support.caller import Microphone
 from voice_rtc.config import LimitSettings, MediaSettings
 from voice_rtc.core.audio import Samples, rms_dbfs
 from voice_rtc.errors import BadOffer, NoAudioTrack
+from voice_rtc.media.joint import Joint
+from voice_rtc.media.joint_ice import SocketGuard
+from voice_rtc.media.joint_sctp import AssociationGuard
+from voice_rtc.media.opus import Decoder, Encoder
 from voice_rtc.media.peer import Peer, PeerSettings
 from voice_rtc.metrics import Metrics
 
@@ -68,6 +76,42 @@ async def test_audio_and_events_go_both_ways() -> None:
     finally:
         await client.close()
         await peer.aclose()
+
+
+NATIVE = (SSL.Connection, SSL.Context, pylibsrtp.Session, Decoder, Encoder)
+OURS = (Peer, Joint, SocketGuard, AssociationGuard, RTCPeerConnection)
+
+
+def held_by_calls() -> list[Any]:
+    """What a call has of ours and of native memory, and a collection does not free."""
+    gc.collect()
+    return [each for each in gc.get_objects() if isinstance(each, (*OURS, *NATIVE))]
+
+
+@pytest.mark.parametrize("path", ["fast", "stock"])
+async def test_a_closed_peer_leaves_nothing_in_memory(path: Literal["fast", "stock"]) -> None:
+    settings = PeerSettings(MediaSettings(path=path), LimitSettings(), "oai-events")
+    before = len(held_by_calls())
+
+    async def a_call() -> None:
+        peer = Peer(settings, Tone(), Metrics())
+        client = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        client.addTrack(Microphone())
+        client.createDataChannel("oai-events")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await connect(peer, client)
+                inbound = tasks.create_task(peer.run_inbound())
+                await peer.inbound.get()
+                assert len(held_by_calls()) > before + len(OURS)
+                inbound.cancel()
+        finally:
+            await client.close()
+            await peer.aclose()
+
+    async with asyncio.timeout(20):
+        await a_call()
+    assert len(held_by_calls()) == before
 
 
 async def test_video_is_answered_but_not_taken() -> None:

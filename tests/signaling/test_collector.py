@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
+import psutil
 import pytest
 
 from signaling.collector import Collector
 from tests.support.virtual_time import run_virtual
 from voice_rtc.core.collection import CollectionRules
 from voice_rtc.metrics import Metrics
+
+PIECES, PIECE_BYTES = 4000, 16_000
+
+
+@cache
+def libc() -> Any:
+    loaded = ctypes.CDLL(None)
+    loaded.malloc.restype = ctypes.c_void_p
+    loaded.malloc.argtypes = [ctypes.c_size_t]
+    loaded.free.argtypes = [ctypes.c_void_p]
+    return loaded
+
+
+def native(size: int) -> int:
+    """A block of the C heap that is written to."""
+    address: int = libc().malloc(size)
+    ctypes.memset(address, 1, size)
+    return address
+
+
+def resident() -> int:
+    memory: int = psutil.Process().memory_info().rss
+    return memory
 
 
 @dataclass
@@ -101,3 +128,28 @@ def test_until_all_is_loaded_python_does_as_it_likes() -> None:
             assert gc.get_threshold() == before
 
     run_virtual(story())
+
+
+@pytest.mark.skipif(not hasattr(libc(), "malloc_trim"), reason="the C library has no malloc_trim")
+def test_an_idle_server_gives_native_memory_back() -> None:
+    """Freed below a block that stays, as the memory of calls is, glibc keeps it."""
+    calls = FewCalls(active=1, anybody_hears=False)
+    blocks = [native(PIECE_BYTES) for _ in range(PIECES)]
+    pinned = blocks.pop()
+    for block in blocks:
+        libc().free(block)
+    kept = resident()
+
+    async def story() -> None:
+        collector = Collector(CollectionRules(), calls, Metrics())
+        with collector.running():
+            collector.call_ended()
+            await asyncio.sleep(5.0)
+            assert resident() > kept - PIECES * PIECE_BYTES // 4  # calls are there: not now
+            calls.active = 0
+            collector.call_ended()
+            await asyncio.sleep(5.0)
+            assert resident() < kept - PIECES * PIECE_BYTES // 2
+
+    run_virtual(story())
+    libc().free(pinned)

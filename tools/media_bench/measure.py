@@ -26,6 +26,8 @@ _FRAME_SAMPLES = LISTEN_RATE_HZ // 50
 _TONE_FRAMES, _TONE_PERIOD = 10, 50
 _LONGEST_DELAY_SECONDS = 0.95
 _EMPTY_SECONDS = 20.0
+_REST_SECONDS = 3.0
+"""Until a server that collects when it is idle has done so."""
 _TALK_SECONDS = 0.2
 
 
@@ -219,5 +221,5 @@ async def _emptied(server: Running) -> Snapshot:
                 break
             await asyncio.sleep(0.1)
     await server.close_calls()
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(_REST_SECONDS)
     return await server.snapshot()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from signaling.collector import Collector
 from tools.media_bench.app import Ear, parser, pieces, run, serve
 from voice_rtc import logs
 from voice_rtc.call.listener import Listener
@@ -27,6 +28,7 @@ from voice_rtc.core.audio import (
     Samples,
     silence,
 )
+from voice_rtc.core.collection import CollectionRules
 from voice_rtc.core.vad import GateSettings, SpeechEdge
 from voice_rtc.engines.base import VadEngine, VadSession, VadWindow
 from voice_rtc.engines.fakes import ScriptedStt
@@ -150,10 +152,12 @@ class OwnService:
         self._duty = duty
         self._vad = vad
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._peers: dict[str, Peer] = {}
         self._talking: list[Talk] = []
         self._count = 0
         self._edges = 0
         self._metrics = Metrics()
+        self.collector = Collector(CollectionRules(), self, self._metrics)
         self.ears: dict[str, Ear] = {}
 
     async def answer(self, sdp: str) -> tuple[str, str]:
@@ -168,6 +172,7 @@ class OwnService:
             raise
         ear = Ear(onsets=self._mode == "echo", record=self._mode == "record")
         self.ears[number] = ear
+        self._peers[number] = peer
         self._running[number] = self._tasks.create_task(self._call(number, peer, source, ear))
         return number, answer
 
@@ -178,6 +183,16 @@ class OwnService:
         if running:
             await asyncio.wait(running)
         self._talking.clear()
+
+    @property
+    def active(self) -> int:
+        """Calls from offer to end."""
+        return len(self._peers)
+
+    @property
+    def anybody_hears(self) -> bool:
+        """Is a call being sent sound?"""
+        return any(peer.is_sending for peer in self._peers.values())
 
     def extra(self) -> dict[str, Any]:
         value = self._metrics.registry.get_sample_value
@@ -214,7 +229,11 @@ class OwnService:
             if isinstance(source, Talk) and source in self._talking:
                 self._talking.remove(source)
             self._running.pop(number, None)
-            await peer.aclose()
+            try:
+                await peer.aclose()
+            finally:
+                del self._peers[number]
+                self.collector.call_ended()
 
     async def _listen(self, peer: Peer, source: FrameSource, ear: Ear) -> None:
         if self._vad is not None:
@@ -266,7 +285,9 @@ async def _run() -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             service = OwnService(peers, arguments.mode, frames, tasks, duty=arguments.duty, vad=vad)
-            await serve(service, arguments.port)
+            with service.collector.running():  # as our server does
+                service.collector.settle()
+                await serve(service, arguments.port)
     finally:
         if vad is not None:
             await vad.aclose()

@@ -67,7 +67,7 @@ class CollectionPlan:
         if objects >= rules.most_objects:
             return "objects"
         if self._ended >= rules.most_calls:
-            return "calls"
+            return "calls" if calls else "idle"
         if self._due_at is None and objects >= rules.worthwhile_share * rules.most_objects:
             self._due_at = now
         if self._due_at is None or now < self._due_at:

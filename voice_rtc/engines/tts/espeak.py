@@ -126,7 +126,9 @@ class _Library:
         if self._abort.is_set():
             return _ABORT
         if wave and count > 0:
-            self._made.append(np.ctypeslib.as_array(wave, (count,)).copy())
+            # Not np.ctypeslib.as_array: ctypes keeps two new types for each count for ever.
+            data = ctypes.string_at(wave, count * ctypes.sizeof(ctypes.c_short))
+            self._made.append(np.frombuffer(data, np.int16))
         return _CONTINUE
 
 
