@@ -106,7 +106,10 @@ async def running_server(
     metrics = Metrics()
     state = ServerState()
     registry = CallRegistry(settings, metrics)
-    rules = CollectionRules(settings.server.collect_seconds, settings.server.collect_objects)
+    server = settings.server
+    rules = CollectionRules(
+        server.collect_seconds, server.collect_objects, most_calls=server.collect_calls
+    )
     collector = Collector(rules, registry, metrics)
     registry.on_call_ended = collector.call_ended
     app = build_app(settings, registry, metrics, state)

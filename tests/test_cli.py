@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ import pytest
 from signaling import event_loop
 from tests.support.audio import tone
 from tests.support.caller import calling
-from voice_rtc import __version__
+from voice_rtc import __version__, doctor
 from voice_rtc.cli import reference
 from voice_rtc.config import Settings
 from voice_rtc.core.audio import rms_dbfs
@@ -132,6 +133,22 @@ def test_the_doctor_names_what_is_missing(tmp_path: Path) -> None:
     failed = {check.name: check for check in examine(settings) if check.status == "fail"}
     assert {"HTTPS", "Media path", "Whisper", "Language model"} <= set(failed)
     assert all(check.remedy for check in failed.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [("'--enable-shared' '--enable-optimizations'", "ok"), ("'--enable-shared'", "warn")],
+)
+def test_the_doctor_knows_a_slow_python(
+    monkeypatch: pytest.MonkeyPatch, options: str, status: str
+) -> None:
+    asked = sysconfig.get_config_var
+    monkeypatch.setattr(
+        sysconfig, "get_config_var", lambda name: options if name == "CONFIG_ARGS" else asked(name)
+    )
+    check = next(doctor._python(Settings()))
+    assert check.status == status
+    assert ("--enable-optimizations" in check.finding) == (status == "warn")
 
 
 def test_doctor_as_json() -> None:

@@ -70,6 +70,9 @@ class ServerSettings(Section):
     moment in which no caller hears a reply."""
     collect_objects: int = Field(500_000, ge=10_000, le=100_000_000)
     """It waits no longer when about so many objects have gathered since the last one."""
+    collect_calls: int = Field(16, ge=1, le=10_000)
+    """It waits no longer when so many calls have ended since the last one; their connections are
+    garbage until then, about 1 MB each."""
     event_loop: Literal["auto", "uvloop", "asyncio"] = "auto"
     """What drives the process: ``uvloop``, Python's own ``asyncio``, or uvloop where it is
     installed."""
@@ -133,7 +136,7 @@ class MediaSettings(Section):
     Opus, else stock. With ``fast`` a server that fails the self-test does not start."""
     self_test_seconds: Annotated[float, Field(ge=0.5, le=60)] = 5.0
     """The self-test of the fast path, which a call of the server to itself is, has failed when it
-    takes longer; usually 1 to 2 s."""
+    takes longer, and then longer again; usually it takes 1 to 2 s."""
     ice_servers: tuple[Annotated[str, Field(pattern=r"^stun:\S+$")], ...] = ()
     """STUN URLs (``stun:host:port``) for the server's own side; empty: host candidates only."""
     udp_ports: str = ""

@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,22 @@ def examine(settings: Settings) -> list[Check]:
 def _python(_settings: Settings) -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
     if (3, 11) <= sys.version_info < (3, 13):
-        yield Check("Python", "ok", version)
+        yield _python_build(version)
     else:
         yield Check("Python", "fail", version, "use Python 3.11 or 3.12")
+
+
+def _python_build(version: str) -> Check:
+    """Distributions optimise Python by profile; a build of pyenv's does not, unless told to."""
+    options = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    if "--enable-optimizations" in options:
+        return Check("Python", "ok", version)
+    return Check(
+        "Python",
+        "warn",
+        f"{version}, built without --enable-optimizations: some 25 % slower, so fewer calls",
+        "use the distribution's: rm -r .venv; make run PYTHON=/usr/bin/python3",
+    )
 
 
 def _port(settings: Settings) -> Iterator[Check]:

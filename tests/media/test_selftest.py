@@ -37,6 +37,21 @@ async def test_it_passes_here_and_leaves_nothing_behind() -> None:
     assert asyncio.get_running_loop().get_exception_handler() is None
 
 
+async def test_who_was_too_slow_is_tried_once_more(monkeypatch: Patch) -> None:
+    tries, stage = [], selftest._SelfTest._refuse_strangers
+
+    async def slow_at_first(self: Any) -> None:
+        tries.append(self)
+        if len(tries) == 1:
+            await asyncio.get_running_loop().create_future()
+        await stage(self)
+
+    monkeypatch.setattr(selftest._SelfTest, "_refuse_strangers", slow_at_first)
+    async with asyncio.timeout(40):
+        assert await self_test(LIMITS, ENOUGH_SECONDS / 2) == ""
+    assert len(tries) == 2
+
+
 # -------------------------------------------------------------------- another aiortc or aioice
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -58,6 +59,11 @@ class Figures:
         return json.dumps(whole, indent=1, default=_plain)
 
 
+def _build() -> str:
+    options = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    return f"{'' if '--enable-optimizations' in options else 'not '}optimised by profile"
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
@@ -71,7 +77,8 @@ def render(figures: Figures, servers: Sequence[Candidate]) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in packages.items())
     head = (
         f"Measured {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} CPUs ({processor()}), Python "
-        f"{platform.python_version()}, aiortc {metadata.version('aiortc')}, {versions}. "
+        f"{platform.python_version()} ({_build()}), aiortc {metadata.version('aiortc')}, "
+        f"{versions}. "
         f"Runs of each: {figures.repeats}; medians, with the least and the most in brackets; "
         f"{figures.seconds:.0f} s for each number of callers. A fixed piece of work on the "
         f"server's core took {1000 * noise.work_before:.0f} ms before and "
