@@ -136,12 +136,17 @@ def test_the_doctor_names_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "status"),
-    [("'--enable-shared' '--enable-optimizations'", "ok"), ("'--enable-shared'", "warn")],
+    ("prefix", "options", "status"),
+    [
+        ("/usr", "'--enable-shared'", "ok"),
+        ("/opt/python", "'--enable-shared' '--enable-optimizations'", "ok"),
+        ("/opt/python", "'--enable-shared'", "warn"),
+    ],
 )
 def test_the_doctor_knows_a_slow_python(
-    monkeypatch: pytest.MonkeyPatch, options: str, status: str
+    monkeypatch: pytest.MonkeyPatch, prefix: str, options: str, status: str
 ) -> None:
+    monkeypatch.setattr(sys, "base_prefix", prefix)
     asked = sysconfig.get_config_var
     monkeypatch.setattr(
         sysconfig, "get_config_var", lambda name: options if name == "CONFIG_ARGS" else asked(name)

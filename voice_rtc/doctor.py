@@ -71,9 +71,9 @@ def _python(_settings: Settings) -> Iterator[Check]:
 
 
 def _python_build(version: str) -> Check:
-    """Distributions optimise Python by profile; a build of pyenv's does not, unless told to."""
+    """Distributions optimise Python by profile, Debian without that option; pyenv does not."""
     options = sysconfig.get_config_var("CONFIG_ARGS") or ""
-    if "--enable-optimizations" in options:
+    if sys.base_prefix == "/usr" or "--enable-optimizations" in options:
         return Check("Python", "ok", version)
     return Check(
         "Python",

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -60,6 +61,8 @@ class Figures:
 
 
 def _build() -> str:
+    if sys.base_prefix == "/usr":
+        return "the distribution's"
     options = sysconfig.get_config_var("CONFIG_ARGS") or ""
     return f"{'' if '--enable-optimizations' in options else 'not '}optimised by profile"
 
