@@ -82,6 +82,7 @@ def step(calls: int, late: float = 0.001, **changed: object) -> Step:
         "cpu_share": calls / 100, "bots_cpu_share": 0.2, "late_p50": 0.001, "late_p99": late,
         "asked_late_p99": None, "bots_late_p99": 0.001, "lost": 0, "received_share": 1.0,
         "heard_share": 1.0, "others_share": 0.0, "memory_mb": 100 + calls, "threads": 1,
+        "slower": 1.0,
     }  # fmt: skip
     return Step(calls, **{**given, **changed})  # type: ignore[arg-type]
 
