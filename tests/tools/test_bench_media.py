@@ -95,6 +95,7 @@ def test_the_most_calls_without_an_objection_are_held() -> None:
     assert step(96).objections == ["CPU 96%"]
     assert step(10, lost=1, heard_share=0.9).objections == ["1 lost", "heard 90%"]
     assert step(10, others_share=0.3).disturbed and not step(10).disturbed
+    assert "20% slower" in step(10, slower=1.2).disturbed
 
 
 def test_a_peer_that_is_not_installed_is_skipped_and_said_so(tmp_path: Path) -> None:
