@@ -86,9 +86,10 @@ soak: $(VENV)/.dev ## eight bots for a minute against a server of their own
 fuzz: $(VENV)/.dev ## 10,000 broken offers: is one answered by an error of the server, or slowly?
 	$(BIN)/python -m tools.fuzz_offers $(ARGS)
 
-attack: $(VENV)/.dev ## a flood of offers and 100,000 strange datagrams: is a call lost?
-	$(BIN)/python -m tools.attack offers
-	$(BIN)/python -m tools.attack datagrams
+attack: $(VENV)/.dev ## a flood of offers, 100,000 strange datagrams, a huge message: is a call lost?
+	$(BIN)/python -m tools.attack offers --write
+	$(BIN)/python -m tools.attack datagrams --write
+	$(BIN)/python -m tools.attack message --write
 
 docs: $(VENV)/.dev ## write docs/configuration.md from the settings
 	$(BIN)/voice-rtc config --format markdown > docs/configuration.md

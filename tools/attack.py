@@ -4,8 +4,11 @@
                                       address, while a call is made every half a second
 ``python -m tools.attack datagrams``  garbage, empty datagrams and false ClientHellos from strange
                                       ports to the ports of twenty calls, set-up included
+``python -m tools.attack message``    one data channel message of twelve megabytes, while others
+                                      are on the line
 
-Prints figures; the exit status is 1 when a call was lost, or set-up took too long.
+Prints figures, and with ``--write`` puts them into docs/benchmarks.md; the exit status is 1 when a
+call was lost, set-up took too long, or frames of other calls went missing.
 """
 
 from __future__ import annotations
@@ -18,16 +21,18 @@ import re
 import socket
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import aiohttp
-from aiortc import RTCConfiguration, RTCPeerConnection
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from tools.bot_audio import Mouth, News
 from tools.bot_caller import Bot, CallFailed
 from tools.bot_report import BotOptions
+from tools.page import write
 from tools.server import OwnServer, own_server
 
 _PATH = "/v1/realtime/calls"
@@ -39,7 +44,13 @@ _HONEST_INTERVAL_SECONDS = 0.5
 _SLOTS = 100
 _PATIENCE_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
+_LEAST_FRAMES = 0.99
+_MESSENGER_SECONDS = 30.0
 _NAME = b"\x00\x06\x00\x08abcd:efg"
+
+
+Say = Callable[[str], None]
+"""Takes a line of the report."""
 
 
 @dataclass
@@ -130,7 +141,7 @@ async def honest_call(url: str, deadline: float) -> float:
     return bot.report.setup_seconds
 
 
-async def attack_by_offers(arguments: argparse.Namespace) -> bool:
+async def attack_by_offers(arguments: argparse.Namespace, say: Say) -> bool:
     """True when honest callers hardly noticed."""
     environment = {"VOICE_RTC_ENGINES": "fake", "VOICE_RTC_POOL__SLOTS": str(_SLOTS)}
     async with own_server(arguments.port, environment) as server:
@@ -156,14 +167,14 @@ async def attack_by_offers(arguments: argparse.Namespace) -> bool:
     setups.sort()
     p95 = setups[int(0.95 * len(setups))] if setups else float("inf")
     answers = ", ".join(f"{count} x {status}" for status, count in sorted(result.statuses.items()))
-    print(f"offers sent: {result.sent}; answers: {answers}")
-    print(f"honest calls: {len(setups)} set up, {len(refusals)} not")
+    say(f"offers sent: {result.sent} in {arguments.seconds:.0f} s; answers: {answers}")
+    say(f"honest calls: {len(setups)} set up, {len(refusals)} not")
     if setups:
-        print(f"set-up: median {setups[len(setups) // 2]:.2f} s, 95 % {p95:.2f} s, "
-              f"longest {setups[-1]:.2f} s")  # fmt: skip
+        say(f"set-up: median {setups[len(setups) // 2]:.2f} s, 95 % {p95:.2f} s, "
+            f"longest {setups[-1]:.2f} s")  # fmt: skip
     for text, count in Counter(each[:150] for each in refusals).most_common(3):
-        print(f"  {count} x {text}")
-    print(f"the last abandoned call was gone {gone:.1f} s after the flood")
+        say(f"not set up: {count} x {text}")
+    say(f"the last abandoned call was gone {gone:.1f} s after the flood")
     return p95 < _GOAL_SECONDS and not refusals and gone <= _GONE_SECONDS + 1
 
 
@@ -211,7 +222,7 @@ def strangers(count: int) -> Iterator[list[socket.socket]]:
             sock.close()
 
 
-async def attack_by_datagrams(arguments: argparse.Namespace) -> bool:
+async def attack_by_datagrams(arguments: argparse.Namespace, say: Say) -> bool:
     """True when no call was lost."""
     ports = range(arguments.udp_port, arguments.udp_port + arguments.calls)
     environment = {
@@ -245,11 +256,11 @@ async def attack_by_datagrams(arguments: argparse.Namespace) -> bool:
             sent = await _fire(dice, arguments.datagrams, arguments.rate, ports)
             finished.set()
         metrics = await server.metrics()
-    print(f"datagrams sent: {sent} in {arguments.datagrams / arguments.rate:.0f} s")
-    print(f"rejected by the server: {metrics['voice_rtc_datagrams_rejected_total']:.0f}")
-    print(f"calls: {arguments.calls}, lost: {len(lost)}")
+    say(f"datagrams sent: {sent} in {arguments.datagrams / arguments.rate:.0f} s")
+    say(f"rejected by the server: {metrics['voice_rtc_datagrams_rejected_total']:.0f}")
+    say(f"calls: {arguments.calls}, lost: {len(lost)}")
     for text, count in Counter(lost).most_common(3):
-        print(f"  {count} x {text}")
+        say(f"lost: {count} x {text}")
     return not lost
 
 
@@ -277,6 +288,86 @@ def own_address() -> str:
         return str(sock.getsockname()[0])
 
 
+# --------------------------------------------------------------------------------- message
+
+
+async def attack_by_message(arguments: argparse.Namespace, say: Say) -> bool:
+    """True when the others lost no more than a hundredth of what they sent."""
+    environment = {"VOICE_RTC_ENGINES": "fake", "VOICE_RTC_POOL__SLOTS": str(_SLOTS)}
+    async with own_server(arguments.port, environment) as server, aiohttp.ClientSession() as http:
+        bots = [Bot(BotOptions(url=server.url)) for _ in range(arguments.calls)]
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                for bot in bots:
+                    await bot.dial(http, tasks)
+                received, sent = await _frames(server, bots)
+                took = await _messenger(server.url, arguments.megabytes)
+                # Several times the time that the message would hold the loop up.
+                await asyncio.sleep(2.0)
+                after = await _frames(server, bots)
+                active = (await server.metrics())["voice_rtc_calls_active"]
+            finally:
+                for bot in bots:
+                    await bot.hang_up(http)
+                    await bot.close()
+    share = (after[0] - received) / (after[1] - sent)
+    say(f"the call that sent {arguments.megabytes} MB in one message was ended after {took:.2f} s")
+    say(f"calls beside it: {arguments.calls}, on the line afterwards: {active:.0f}; of the frames "
+        f"that they sent meanwhile {share:.1%} were received")  # fmt: skip
+    return share >= _LEAST_FRAMES and active == arguments.calls
+
+
+async def _frames(server: OwnServer, bots: list[Bot]) -> tuple[float, int]:
+    """Received by the server and sent by the bots, since the start."""
+    sent = sum([await bot.packets_sent() for bot in bots])
+    return (await server.metrics())["voice_rtc_frames_received_total"], sent
+
+
+async def _messenger(url: str, megabytes: int) -> float:
+    """Send the message from a process of its own; seconds until its call was ended."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tools.attack", "messenger", "--url", url,
+        "--megabytes", str(megabytes), stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip  # reads as the command line that it is
+    async with asyncio.timeout(_MESSENGER_SECONDS):
+        told, _ = await process.communicate()
+    if process.returncode:
+        raise RuntimeError("the messenger failed")
+    return float(told)
+
+
+async def send_message(arguments: argparse.Namespace, _say: Say) -> bool:
+    """The messenger: a client without a microphone that ignores what the answer allows."""
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    connection.addTransceiver("audio")
+    channel = connection.createDataChannel("oai-events")
+    opened, ended = asyncio.Event(), asyncio.Event()
+    channel.on("open", opened.set)
+    channel.on("message", lambda text: ended.set() if _ENDED in text else None)
+    try:
+        await connection.setLocalDescription(await connection.createOffer())
+        async with aiohttp.ClientSession() as http:
+            headers = {"Content-Type": "application/sdp"}
+            sdp = connection.localDescription.sdp
+            async with http.post(arguments.url + _PATH, data=sdp, headers=headers) as response:
+                response.raise_for_status()
+                answer = RTCSessionDescription(await response.text(), "answer")
+        await connection.setRemoteDescription(answer)
+        await opened.wait()
+        assert connection.sctp is not None
+        connection.sctp._remote_max_message_size = 0  # noqa: SLF001 - no bound
+        began = asyncio.get_running_loop().time()
+        channel.send("x" * (arguments.megabytes * 1_000_000))
+        await ended.wait()
+        print(asyncio.get_running_loop().time() - began)
+    finally:
+        await connection.close()
+    return True
+
+
+_ENDED = "voice_rtc.call.ended"
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -290,17 +381,40 @@ def _arguments() -> argparse.Namespace:
     datagrams.add_argument("--rate", type=float, default=5000.0, help="datagrams a second")
     datagrams.add_argument("--udp-port", type=int, default=21_000, help="first of the calls' ports")
     datagrams.add_argument("--seed", type=int, default=1)
-    for each in (offers, datagrams):
+    message = commands.add_parser("message")
+    message.add_argument("--calls", type=int, default=10, help="beside the one that attacks")
+    message.add_argument("--megabytes", type=int, default=12)
+    for each in (offers, datagrams, message):
         each.add_argument("--port", type=int, default=18_080, help="of the server")
+        each.add_argument("--write", action="store_true", help="write into docs/benchmarks.md")
+    messenger = commands.add_parser("messenger")
+    messenger.add_argument("--url", required=True)
+    messenger.add_argument("--megabytes", type=int, default=12)
     return parser.parse_args()
+
+
+_ATTACKS = {
+    "offers": attack_by_offers,
+    "datagrams": attack_by_datagrams,
+    "message": attack_by_message,
+    "messenger": send_message,
+}
 
 
 def main() -> int:
     """Exit status."""
     arguments = _arguments()
-    attack = attack_by_offers if arguments.command == "offers" else attack_by_datagrams
-    print(f"on {os.cpu_count()} cores")
-    return 0 if asyncio.run(attack(arguments)) else 1
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+
+    passed = asyncio.run(_ATTACKS[arguments.command](arguments, say))
+    if getattr(arguments, "write", False):
+        head = f"Measured {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} CPUs."
+        write(f"attack_{arguments.command}", "\n".join([head, "", *(f"- {x}" for x in lines)]))
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -143,6 +143,11 @@ class Bot:
         except (aiohttp.ClientError, TimeoutError) as error:
             self.report.errors.append(f"hanging up failed: {error or 'no answer in time'}")
 
+    async def packets_sent(self) -> int:
+        """RTP packets so far."""
+        reports = (await self._connection.getStats()).values()
+        return sum(each.packetsSent for each in reports if each.type == "outbound-rtp")
+
     async def close(self) -> None:
         """Close the connection; listening ends with it."""
         await self._connection.close()
