@@ -80,6 +80,10 @@ class Service(Protocol):
         """More of its state."""
         ...
 
+    def asked_since(self, at: float) -> list[list[float]]:
+        """When frames were asked for, by call; empty where that is not known."""
+        ...
+
 
 def routes(service: Service) -> list[web.RouteDef]:
     """The signaling."""
@@ -99,6 +103,11 @@ def routes(service: Service) -> list[web.RouteDef]:
             }
         )
 
+    async def asked(request: web.Request) -> web.Response:
+        # Apart from the state: it takes so long that frames are late for it.
+        since = float(request.query["since"])
+        return web.json_response(service.asked_since(since))
+
     async def onsets(request: web.Request) -> web.Response:
         return web.json_response(service.ears[request.match_info["id"]].onsets)
 
@@ -115,6 +124,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         web.post("/calls", offer),
         web.delete("/calls", close),
         web.get("/state", state),
+        web.get("/asked", asked),
         web.get("/calls/{id}/onsets", onsets),
         web.get("/calls/{id}/pcm", pcm),
     ]

@@ -13,7 +13,7 @@ import psutil
 
 from tools.media_bench.bots import Bot, Crowd, crowd
 from tools.media_bench.measure import Bench
-from tools.media_bench.process import Candidate, Running, Snapshot
+from tools.media_bench.process import Candidate, Running
 from voice_rtc.core.audio import LISTEN_RATE_HZ, SEND_FRAME_SAMPLES, SEND_RATE_HZ
 
 MOST_LATE_SECONDS = 0.010
@@ -177,6 +177,7 @@ async def _step(server: Running, callers: Crowd, seconds: float, pauses: bool, b
     took = time.monotonic() - started
     own = sum(me.cpu_times()[:2]) - own
     after = await server.snapshot()
+    asked = await server.get(f"/asked?since={before.at}")
     came = [bot.take() for bot in callers.bots]
     late = np.concatenate([each.lateness() for each in came])
     wall, calls = after.at - before.at, len(callers.bots)
@@ -190,7 +191,7 @@ async def _step(server: Running, callers: Crowd, seconds: float, pauses: bool, b
         bots_cpu_share=own / took,
         late_p50=float(np.percentile(late, 50)) if len(late) else float("inf"),
         late_p99=float(np.percentile(late, 99)) if len(late) else float("inf"),
-        asked_late_p99=_asked_late(after, before.at),
+        asked_late_p99=_asked_late(asked),
         bots_late_p99=float(np.percentile(pacer.late_seconds, 99)),
         lost=sum(each.lost for each in came),
         received_share=(
@@ -207,11 +208,11 @@ async def _step(server: Running, callers: Crowd, seconds: float, pauses: bool, b
     )  # fmt: skip
 
 
-def _asked_late(after: Snapshot, since: float) -> float | None:
+def _asked_late(asked: list[list[float]]) -> float | None:
     """p99 against an even grid through the earliest, of calls that were asked without a pause."""
     late = []
-    for times in after.state.get("asked_at", []):
-        at = np.array([each for each in times if each >= since])
+    for times in asked:
+        at = np.array(times)
         if len(at) > 1 and np.diff(at).max() < 0.5:
             offset = at - 0.02 * np.arange(len(at))
             late.append(offset - offset.min())

@@ -90,6 +90,10 @@ class FastRtcService:
         for connection in list(self._stream.pcs.values()):
             await connection.close()
 
+    def asked_since(self, at: float) -> list[list[float]]:
+        """Not known."""
+        return []
+
     def extra(self) -> dict[str, Any]:
         return {"calls": len(self._stream.pcs)}
 

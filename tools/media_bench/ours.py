@@ -202,8 +202,11 @@ class OwnService:
             "calls": len(self._running),
             "filled": {m: value(name, {"method": m}) or 0.0 for m in methods},
             "edges": self._edges,
-            "asked_at": [list(talk.times) for talk in self._talking],
         }
+
+    def asked_since(self, at: float) -> list[list[float]]:
+        """When frames were asked for since ``at``, of each call that the agent talks in."""
+        return [[each for each in talk.times if each >= at] for talk in self._talking]
 
     def _source(self) -> FrameSource:
         if self._mode == "echo":

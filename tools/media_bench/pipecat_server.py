@@ -112,6 +112,10 @@ class PipecatService:
                 await worker.cancel()
         self._workers.clear()
 
+    def asked_since(self, at: float) -> list[list[float]]:
+        """Not known."""
+        return []
+
     def extra(self) -> dict[str, Any]:
         return {"calls": len(self._workers)}
 
