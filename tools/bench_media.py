@@ -255,12 +255,12 @@ def main(
         folder = logs_in or Path(made)
         folder.mkdir(parents=True, exist_ok=True)
         figures, servers = run(plan, part or list(Part), names, peers_venv, folder)
-    section = render(figures, servers)
-    print(section)
     if json is not None:
         json.write_text(figures.saved(), encoding="utf-8")
-    if write:
-        write_page("bench_media", section)
+    for name, section in render(figures, servers).items():
+        print(section, end="\n\n")
+        if write:
+            write_page(name, section)
 
 
 def _changed(plan: Plan, repeats: int | None, seconds: float | None, calls: str) -> Plan:

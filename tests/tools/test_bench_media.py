@@ -103,7 +103,9 @@ def test_a_peer_that_is_not_installed_is_skipped_and_said_so(tmp_path: Path) -> 
     assert known["pipecat"].why_not and known["fastrtc"].why_not
     assert not known["fast"].why_not
     figures = Figures(1.0, 1, skipped=["FastRTC (it is not there)"])
-    assert "Not measured: FastRTC (it is not there)." in render(figures, [])
+    figures.capacity["fast"] = [Capacity([step(10)], 100)]
+    sections = render(figures, [known["fast"]])
+    assert "Not measured: FastRTC (it is not there)." in sections["bench_media_capacity"]
 
 
 def test_what_was_measured_is_in_the_page(tmp_path: Path) -> None:
@@ -115,9 +117,11 @@ def test_what_was_measured_is_in_the_page(tmp_path: Path) -> None:
     words = Words()
     words.add("one two three four", "one two tree four")
     figures.words["fast", 0.05] = [words]
-    page = render(figures, [fast])
-    assert "| voice_rtc, its own way | 15 (10 to 20) | 1.00 % |" in page
-    assert "| voice_rtc, its own way | 5 % | 25.0 % | 0 of 1 |" in page
+    sections = render(figures, [fast])
+    calls, network = sections["bench_media_capacity"], sections["bench_media_network"]
+    assert "| voice_rtc, its own way | 15 (10 to 20) | 1.00 % |" in calls
+    assert "| voice_rtc, its own way | 5 % | 25.0 % | 0 of 1 |" in network
+    assert set(sections) == {"bench_media_capacity", "bench_media_network"}, "what was measured"
     assert '"fast/0.05"' in figures.saved()
 
 

@@ -73,8 +73,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no figure")
 
 
-def render(figures: Figures, servers: Sequence[Candidate]) -> str:
-    """The section of the page."""
+def render(figures: Figures, servers: Sequence[Candidate]) -> dict[str, str]:
+    """Sections of the page by name, those of which something was measured."""
     noise = figures.noise
     packages = {each.package: each.version for each in servers}
     versions = ", ".join(f"{package} {version}" for package, version in packages.items())
@@ -87,16 +87,21 @@ def render(figures: Figures, servers: Sequence[Candidate]) -> str:
         f"server's core took {1000 * noise.work_before:.0f} ms before and "
         f"{1000 * noise.work_after:.0f} ms after; {noise.stolen:.1%} of the CPU time was stolen."
     )
-    parts = [
-        [head],
-        [f"Not measured: {reason}." for reason in figures.skipped],
-        _capacity(figures, servers),
-        _delay(figures, servers),
-        _delivered(figures, servers),
-        _words(figures, servers),
-        _cycles(figures),
-    ]
-    return "\n\n".join("\n".join(part) for part in parts if part)
+    skipped = [f"Not measured: {reason}." for reason in figures.skipped]
+    found = {
+        "bench_media_capacity": [_capacity(figures, servers)],
+        "bench_media_network": [
+            _delay(figures, servers),
+            _delivered(figures, servers),
+            _words(figures, servers),
+        ],
+        "bench_media_cycles": [_cycles(figures)],
+    }
+    return {
+        name: "\n\n".join("\n".join(part) for part in ([head], skipped, *parts) if part)
+        for name, parts in found.items()
+        if any(parts)
+    }
 
 
 # ------------------------------------------------------------------------------------- tables
