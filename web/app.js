@@ -17,6 +17,8 @@ import { storePlace, takeStoredPlace, WayBack } from "/static/place.js";
 import { watchReadiness } from "/static/readiness.js";
 import { canChooseSpeaker, listDevices, openMicrophone, silentTrack } from "/static/sound.js";
 import { PushToTalk } from "/static/talk.js";
+import { showTiming } from "/static/timing-view.js";
+import { Timing } from "/static/timing.js";
 import { View } from "/static/view.js";
 import { buttonWords, connectionWords, hintWords, statusWords, tabWords } from "/static/words.js";
 
@@ -26,14 +28,6 @@ const RETRY_SECONDS = 2;
 const SETTLE_MS = 100;
 /** How long the page says that the wait is over. */
 const TURN_MS = 5_000;
-const NO_METRICS = {
-  response_ms: null,
-  endpoint_ms: null,
-  stt_ms: null,
-  llm_first_token_ms: null,
-  tts_first_audio_ms: null,
-};
-
 /** Seconds that never run back. */
 const seconds = () => performance.now() / 1000;
 
@@ -45,7 +39,9 @@ class CallPage {
   captions = new Captions();
   /** The newest failure: code, title, text. @type {object | null} */
   lastError = null;
-  metrics = { ...NO_METRICS, round_trip_ms: /** @type {number | null} */ (null) };
+  timing = new Timing();
+  /** @type {number | null} */
+  roundTripMs = null;
   readiness = null;
   line = new WaitingLine();
   /** The wait was over a moment ago. */
@@ -191,8 +187,9 @@ class CallPage {
     this.captions.clear();
     this.#view.forgetCaptions();
     this.#view.showCaptions([]);
-    this.metrics = { ...NO_METRICS, round_trip_ms: null };
-    this.#view.showTiming(this.metrics);
+    this.timing.clear();
+    showTiming([]);
+    this.roundTripMs = null;
     this.#remoteEnergy = 0;
     this.lastError = null;
     this.#clearNotice();
@@ -351,7 +348,7 @@ class CallPage {
     if (moved === "granted") this.#turnCame();
     else if (moved) this.#waits();
     if (event.type === "voice_rtc.degraded") this.#degrade(event.step > 0 ? event : null);
-    if (event.type === "voice_rtc.turn.metrics") this.#takeMetrics(event);
+    if (event.type === "voice_rtc.turn.metrics" && this.timing.apply(event)) this.#showTimes();
     if (event.type === "voice_rtc.going_away") this.#goingAway(event);
     if (event.type === "voice_rtc.call.ended") this.#endedByServer(event);
     if (event.type === "error") this.#show(noticeForEvent(event.error), event.error.code);
@@ -395,10 +392,8 @@ class CallPage {
     this.#view.showDegraded(news?.message ?? "");
   }
 
-  /** @param {any} event */
-  #takeMetrics(event) {
-    for (const name of Object.keys(NO_METRICS)) this.metrics[name] = event[name] ?? null;
-    this.#view.showTiming(this.metrics);
+  #showTimes() {
+    showTiming(this.timing.turns);
     this.#showFigures();
   }
 
@@ -454,7 +449,7 @@ class CallPage {
   }
 
   async #readStatistics() {
-    this.metrics.round_trip_ms = (await this.#call?.roundTripMs()) ?? null;
+    this.roundTripMs = (await this.#call?.roundTripMs()) ?? null;
     this.#showFigures();
   }
 
@@ -604,8 +599,8 @@ class CallPage {
   #showFigures() {
     const began = this.line.place ? this.line.since : this.#call ? this.#connectedAt : null;
     this.#view.showFigures({
-      response: this.metrics.response_ms,
-      roundTrip: this.metrics.round_trip_ms,
+      response: this.timing.answered?.response_ms ?? null,
+      roundTrip: this.roundTripMs,
       seconds: began === null ? null : seconds() - began,
     });
   }
@@ -710,8 +705,13 @@ Object.defineProperty(window, "voiceRtc", {
     get lastError() {
       return page.lastError && { ...page.lastError };
     },
+    /** Of the newest turn whose answer was heard; null before it. */
     get metrics() {
-      return { ...page.metrics };
+      const { response_ms = null, saved_ms = null, stages = {} } = page.timing.answered ?? {};
+      return { response_ms, saved_ms, ...stages, round_trip_ms: page.roundTripMs };
+    },
+    get turns() {
+      return page.timing.turns;
     },
     get place() {
       return page.line.place && { ...page.line.place };
