@@ -52,6 +52,7 @@ KEEP, MEANING, WORDING = Verdict.KEEP, Verdict.MEANING, Verdict.WORDING
         ("He paid 20 $ for the whole ticket", "He paid 20 € for the whole ticket", MEANING),
         ("From 5 to 9 on every working day", "From 9 to 5 on every working day", MEANING),
         ("Wake me at ten past six", "Wake me at six past ten", MEANING),
+        ("请给我三张票", "请给我五张票", MEANING),
         # The same thing written in another way is told apart: a wasted start, no wrong answer.
         ("Call me in 2 hours", "Call me in two hours", MEANING),
     ],

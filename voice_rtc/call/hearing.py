@@ -136,7 +136,7 @@ class Hearing:
         turn.speech_end = turn.speech_end or turn.committed
         self.committed += 1
         context.metrics.turns_total.labels(end).inc()
-        turn.clock = TurnClock(turn.speech_end)
+        turn.clock, turn.measured = TurnClock(turn.speech_end), False
         context.passed(turn, Point.COMMITTED)
         context.emit(events.CallerSpeechStopped(turn.item_id, round(turn.speech_end * 1000)))
         after = context.conversation.add(Item(turn.item_id, "user", True, None, "completed"))

@@ -234,4 +234,4 @@ def _decisive(words: list[str]) -> list[str]:
 
 def _is_figure(word: str) -> bool:
     """A number in digits, or a sign that gives one its meaning ("%", "€", "+")."""
-    return not word.isalpha() and (any(map(str.isnumeric, word)) or len(word) == 1)
+    return any(map(str.isnumeric, word)) or (len(word) == 1 and not word.isalpha())
