@@ -20,6 +20,7 @@ import msgspec
 
 from voice_rtc import __version__
 from voice_rtc.call.state import CallState
+from voice_rtc.core.latency import RecentTurns
 from voice_rtc.errors import AdmissionError
 
 Json = dict[str, Any]
@@ -110,6 +111,11 @@ class CallsAndPool(Protocol):
         """Calls from offer to end."""
         ...
 
+    @property
+    def recent_turns(self) -> RecentTurns:
+        """The newest turns of all calls."""
+        ...
+
     def set_draining(self, draining: bool) -> None:
         """Refuse new calls, or take them again."""
         ...
@@ -186,6 +192,7 @@ class PoolView:
             **(pool.status() if pool is not None else NOTHING_YET),
             "calls_active": self._server.active,
             "calls": [_call(state) for state in calls[:MOST_CALLS]],
+            "turns": _turns(self._server.recent_turns),
         }
 
 
@@ -286,10 +293,29 @@ def _call(state: CallState) -> Json:
         "last_turn": None
         if last is None
         else {
+            "outcome": last.outcome,
             "endpoint_ms": last.endpoint_ms,
             "stt_ms": last.stt_ms,
             "llm_first_token_ms": last.llm_first_token_ms,
             "tts_first_audio_ms": last.tts_first_audio_ms,
+            "first_packet_ms": last.first_packet_ms,
             "response_ms": last.response_ms,
+            "saved_ms": last.saved_ms,
+        },
+    }
+
+
+def _turns(recent: RecentTurns) -> Json:
+    return {
+        "count": len(recent),
+        "most": recent.most,
+        "outcomes": recent.outcomes(),
+        "stages": {
+            f"{name}_ms": {
+                "turns": found.turns,
+                "p50": round(found.p50 * 1000, 1),
+                "p95": round(found.p95 * 1000, 1),
+            }
+            for name, found in recent.quantiles().items()
         },
     }

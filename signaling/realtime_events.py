@@ -303,7 +303,9 @@ class RealtimeEvents:
 
     @render.register
     def _(self, event: events.TurnMeasured) -> list[Json]:
-        return [{"type": "voice_rtc.turn.metrics", **asdict(event)}]
+        figures = asdict(event)
+        response_id = figures.pop("reply_id")
+        return [{"type": "voice_rtc.turn.metrics", **figures, "response_id": response_id}]
 
     @render.register
     def _(self, event: events.QueueUpdated) -> list[Json]:

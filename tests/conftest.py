@@ -7,6 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from signaling.event_loop import loop_factory
@@ -14,6 +15,10 @@ from tests.support.leaks import no_process_leaks, no_task_leaks, no_thread_leaks
 
 _REAL_TIME = [Path(__file__).parent / folder for folder in ("browser", "loopback", "tools")]
 """Folders whose tests hold real calls."""
+
+# The same examples each time, however slow the machine is.
+hypothesis.settings.register_profile("tests", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)

@@ -335,6 +335,8 @@ class AdminSettings(Section):
     """May anybody see the pool's figures (without call ids)? The same figures are in /metrics."""
     listeners: int = Field(32, ge=1, le=1000)
     """Pages that follow the pool live at the same time."""
+    recent_turns: int = Field(200, ge=10, le=2000)
+    """Newest turns of all calls that the pool page sums up."""
     alert_webhook: SecretStr = SecretStr("")
     """URL that gets each alert as JSON by POST; empty for none. Not shown: such URLs often hold a
     token."""

@@ -98,9 +98,12 @@ class Metrics:
         self.endpoint_wait_seconds = self._histogram(
             "endpoint_wait_seconds", "From the last speech sample to commit.", _SECONDS
         )
+        self.turn_outcomes_total = self._counter(
+            "turn_outcomes_total", "Answered turns, by what the caller got.", "outcome"
+        )
         # stages
         self.stage_seconds = self._histogram(
-            "stage_seconds", "Time spent in each stage of a turn.", _SECONDS, "stage"
+            "stage_seconds", "Time spent in each stage of a turn.", (0.01, 0.02, *_SECONDS), "stage"
         )
         self.stt_audio_seconds_total = self._counter(
             "stt_audio_seconds_total", "Seconds of audio transcribed."

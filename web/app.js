@@ -5,6 +5,7 @@
  */
 
 import { Activity } from "/static/activity.js";
+import { CallSound } from "/static/call-sound.js";
 import { Call, endCall } from "/static/call.js";
 import { Captions } from "/static/captions.js";
 import { CallFailure, isQuietEnd, noticeFor, noticeForEvent, noticeForReply } from "/static/errors.js";
@@ -12,11 +13,13 @@ import { bindHolding } from "/static/holding.js";
 import { LineView } from "/static/line-view.js";
 import { WaitingLine } from "/static/line.js";
 import { dropTalk, pressTalk, releaseTalk, stopReply, turnDetection, typedTurn } from "/static/messages.js";
-import { LevelMeter } from "/static/meter.js";
+import { Notices } from "/static/notices.js";
 import { storePlace, takeStoredPlace, WayBack } from "/static/place.js";
 import { watchReadiness } from "/static/readiness.js";
-import { canChooseSpeaker, listDevices, openMicrophone, silentTrack } from "/static/sound.js";
+import { exposeState } from "/static/state.js";
 import { PushToTalk } from "/static/talk.js";
+import { showTiming } from "/static/timing-view.js";
+import { Timing } from "/static/timing.js";
 import { View } from "/static/view.js";
 import { buttonWords, connectionWords, hintWords, statusWords, tabWords } from "/static/words.js";
 
@@ -26,44 +29,40 @@ const RETRY_SECONDS = 2;
 const SETTLE_MS = 100;
 /** How long the page says that the wait is over. */
 const TURN_MS = 5_000;
-const NO_METRICS = {
-  response_ms: null,
-  endpoint_ms: null,
-  stt_ms: null,
-  llm_first_token_ms: null,
-  tts_first_audio_ms: null,
-};
 
 /** Seconds that never run back. */
 const seconds = () => performance.now() / 1000;
 
 /** One open page; at most one call at a time. */
-class CallPage {
+export class CallPage {
   /** @type {import("/static/words.js").Status} */
   status = "idle";
   activity = new Activity();
   captions = new Captions();
-  /** The newest failure: code, title, text. @type {object | null} */
-  lastError = null;
-  metrics = { ...NO_METRICS, round_trip_ms: /** @type {number | null} */ (null) };
+  timing = new Timing();
+  /** @type {number | null} */
+  roundTripMs = null;
   readiness = null;
   line = new WaitingLine();
   /** The wait was over a moment ago. */
   turnHasCome = false;
-  /** The time after which the server wanted to be called again is over. */
-  mayRetry = false;
   /** What the server gives up for now: step, name, message. @type {object | null} */
   degraded = null;
   muted = false;
   /** No microphone in this call: the caller types. */
   textOnly = false;
-  remoteLevel = 0;
-  localLevel = 0;
 
   #view = new View();
+  notices = new Notices(this.#view, () => this.#render());
+  sound = new CallSound(this.#view, {
+    // Who waits is not listened to: then nothing is to leave this device either.
+    mayHear: () => !this.muted && !this.line.place && this.#talk.open,
+    onProblem: (code) => this.notices.show(noticeFor(code), code),
+    onFailure: (failure) => this.notices.note(failure),
+  });
   #lineView = new LineView();
   #talk = new PushToTalk({
-    onMicrophone: () => this.#openMicrophone(),
+    onMicrophone: () => this.sound.openMicrophone(),
     onPress: () => this.#call?.send(...pressTalk(this.activity)),
     onTurn: () => this.#call?.send(...releaseTalk()),
     onSlip: () => this.#slip(),
@@ -72,37 +71,18 @@ class CallPage {
   #call = null;
   /** There from the press of Call to the end of the call. @type {AbortController | null} */
   #attempt = null;
-  /** @type {MediaStreamTrack | null} */
-  #microphone = null;
-  /** The caller's side of text calls. @type {MediaStreamTrack | null} */
-  #silence = null;
-  /** @type {AudioContext | null} */
-  #context = null;
-  /** @type {LevelMeter | null} */
-  #localMeter = null;
-  /** @type {LevelMeter | null} */
-  #remoteMeter = null;
-  #remoteEnergy = 0;
   #connectedAt = 0;
-  #drawing = false;
   #statisticsTimer = 0;
   #settleTimer = 0;
   #turnTimer = 0;
-  #retryTimer = 0;
   #wayBack = new WayBack();
   /** Of the call whose place is kept while its connection is lost. */
   #lostId = "";
   /** Milliseconds since 1970. */
   #lostAt = 0;
-  #chosen = { microphone: "", speaker: "", canChooseSpeaker: canChooseSpeaker() };
 
   get callId() {
     return this.#call?.id ?? null;
-  }
-
-  /** Grows while the agent is heard; starts anew with each call. */
-  get remoteEnergy() {
-    return this.#remoteMeter?.energy ?? this.#remoteEnergy;
   }
 
   get pushToTalk() {
@@ -113,7 +93,7 @@ class CallPage {
   start() {
     this.#bind();
     this.#render();
-    void this.#refreshDevices();
+    void this.sound.refreshDevices();
     void watchReadiness((readiness) => {
       this.readiness = readiness;
       this.#view.showServer(readiness);
@@ -127,7 +107,7 @@ class CallPage {
     if (this.#attempt) return;
     const attempt = this.#begin(textOnly, "connecting");
     await this.#connect(attempt, async () => {
-      const track = await this.#callersTrack(attempt.signal);
+      const track = await this.sound.callersTrack(textOnly, attempt.signal);
       return this.#placeUntilReady(track, attempt.signal);
     });
   }
@@ -142,13 +122,16 @@ class CallPage {
     this.#lostId = kept.callId;
     this.#lostAt = kept.lostAt;
     const attempt = this.#begin(kept.call.textOnly, "returning");
-    await this.#connect(attempt, async () => this.#comeBack(await this.#callersTrack(attempt.signal), attempt.signal));
+    await this.#connect(attempt, async () => {
+      const track = await this.sound.callersTrack(this.textOnly, attempt.signal);
+      return this.#comeBack(track, attempt.signal);
+    });
   }
 
   /** The connection is lost in the waiting line: the server keeps the place for a while. */
   async #returnToLine() {
     const attempt = /** @type {AbortController} */ (this.#attempt);
-    const track = /** @type {MediaStreamTrack} */ (this.textOnly ? this.#silence : this.#microphone);
+    const track = this.sound.sameTrack(this.textOnly);
     clearTimeout(this.#settleTimer);
     this.#wayBack.lost(seconds() - this.#connectedAt);
     this.#lostId = this.callId ?? "";
@@ -191,29 +174,14 @@ class CallPage {
     this.captions.clear();
     this.#view.forgetCaptions();
     this.#view.showCaptions([]);
-    this.metrics = { ...NO_METRICS, round_trip_ms: null };
-    this.#view.showTiming(this.metrics);
-    this.#remoteEnergy = 0;
-    this.lastError = null;
-    this.#clearNotice();
-    this.#context ??= new AudioContext();
-    // Pending until a click allows it where autoplay is blocked; the meters then stay at zero.
-    void this.#context.resume();
+    this.timing.clear();
+    showTiming([]);
+    this.roundTripMs = null;
+    this.notices.lastError = null;
+    this.notices.clear();
+    this.sound.begin();
     this.#setStatus(status);
-    this.#startDrawing();
     return attempt;
-  }
-
-  /** @param {AbortSignal} signal @returns {Promise<MediaStreamTrack>} */
-  async #callersTrack(signal) {
-    const context = /** @type {AudioContext} */ (this.#context);
-    if (this.textOnly) return (this.#silence ??= silentTrack(context));
-    const track = await openMicrophone(this.#chosen.microphone);
-    if (signal.aborted) track.stop();
-    signal.throwIfAborted();
-    this.#useMicrophone(track);
-    void this.#refreshDevices(); // names are known from now on
-    return track;
   }
 
   /**
@@ -228,9 +196,9 @@ class CallPage {
         if (!(error instanceof CallFailure) || !noticeFor(error.code).retry) throw error;
         // What failed to load is not waited for; /readyz knows, the refusal does not say.
         if (this.readiness?.status === "failed") throw new CallFailure("engines_failed");
-        this.#note(error);
+        this.notices.note(error);
         await this.#countDown(error.detail.retryAfterSeconds ?? RETRY_SECONDS, signal);
-        this.#clearNotice();
+        this.notices.clear();
         this.#setStatus("connecting");
       }
     }
@@ -252,7 +220,7 @@ class CallPage {
     clearInterval(this.#statisticsTimer);
     this.#statisticsTimer = setInterval(() => void this.#readStatistics(), STATISTICS_MS);
     if (this.#talk.enabled) this.#call?.send(...turnDetection(true));
-    this.#openMicrophone();
+    this.sound.openMicrophone();
     this.#settleTimer = setTimeout(() => {
       if (this.status !== "interrupted") this.#settled();
     }, SETTLE_MS);
@@ -275,7 +243,7 @@ class CallPage {
   #listeners() {
     return {
       onEvent: (event) => this.#receive(event),
-      onRemoteStream: (stream) => this.#play(stream),
+      onRemoteStream: (stream) => this.sound.play(stream),
       onInterruption: (interrupted) => {
         if (interrupted) this.#setStatus("interrupted");
         else if (this.status === "interrupted") this.#settled();
@@ -290,7 +258,7 @@ class CallPage {
   #hangUp() {
     if (this.#lostId) void endCall(this.#lostId); // nobody is to wait for the place that is kept
     this.#release();
-    this.#clearNotice();
+    this.notices.clear();
     this.#setStatus("ended");
   }
 
@@ -312,7 +280,7 @@ class CallPage {
   /** @param {CallFailure} failure */
   #fail(failure) {
     this.#release();
-    this.#note(failure);
+    this.notices.note(failure);
     this.#setStatus("failed");
   }
 
@@ -330,13 +298,7 @@ class CallPage {
     this.turnHasCome = false;
     this.#degrade(null);
     this.#talk.reset();
-    this.#remoteEnergy = this.remoteEnergy;
-    this.#localMeter?.close();
-    this.#remoteMeter?.close();
-    this.#localMeter = this.#remoteMeter = null;
-    this.#microphone?.stop();
-    this.#microphone = null;
-    this.#view.audio.srcObject = null;
+    this.sound.release();
     this.muted = false;
     this.activity = new Activity();
   }
@@ -351,12 +313,12 @@ class CallPage {
     if (moved === "granted") this.#turnCame();
     else if (moved) this.#waits();
     if (event.type === "voice_rtc.degraded") this.#degrade(event.step > 0 ? event : null);
-    if (event.type === "voice_rtc.turn.metrics") this.#takeMetrics(event);
+    if (event.type === "voice_rtc.turn.metrics" && this.timing.apply(event)) this.#showTimes();
     if (event.type === "voice_rtc.going_away") this.#goingAway(event);
     if (event.type === "voice_rtc.call.ended") this.#endedByServer(event);
-    if (event.type === "error") this.#show(noticeForEvent(event.error), event.error.code);
+    if (event.type === "error") this.notices.show(noticeForEvent(event.error), event.error.code);
     if (event.type === "response.done" && event.response.status === "failed") {
-      this.#show(noticeForReply(event.response.status_details?.error), "reply_failed");
+      this.notices.show(noticeForReply(event.response.status_details?.error), "reply_failed");
     }
     this.#render();
   }
@@ -365,7 +327,7 @@ class CallPage {
   #waits() {
     clearTimeout(this.#settleTimer);
     if (this.#call) this.#call.waits = true;
-    this.#openMicrophone();
+    this.sound.openMicrophone();
     this.#stand();
   }
 
@@ -375,7 +337,7 @@ class CallPage {
     this.#connectedAt = seconds();
     this.turnHasCome = true;
     this.#turnTimer = setTimeout(() => this.#turnSeen(), TURN_MS);
-    this.#openMicrophone();
+    this.sound.openMicrophone();
     this.#stand();
   }
 
@@ -395,10 +357,8 @@ class CallPage {
     this.#view.showDegraded(news?.message ?? "");
   }
 
-  /** @param {any} event */
-  #takeMetrics(event) {
-    for (const name of Object.keys(NO_METRICS)) this.metrics[name] = event[name] ?? null;
-    this.#view.showTiming(this.metrics);
+  #showTimes() {
+    showTiming(this.timing.turns);
     this.#showFigures();
   }
 
@@ -406,7 +366,7 @@ class CallPage {
   #goingAway({ deadline_seconds }) {
     const rest = this.line.place ? "." : ": finish what you were saying.";
     const text = `It ends this call within ${Math.ceil(deadline_seconds)} seconds${rest}`;
-    this.#show({ title: "The server is about to shut down", text, remedy: null, retry: false }, "going_away");
+    this.notices.show({ title: "The server is about to shut down", text, remedy: null, retry: false }, "going_away");
   }
 
   /** @param {{reason: string, message?: string}} event */
@@ -424,7 +384,7 @@ class CallPage {
 
   #toggleMute() {
     this.muted = !this.muted;
-    this.#openMicrophone();
+    this.sound.openMicrophone();
     this.#render();
   }
 
@@ -433,166 +393,32 @@ class CallPage {
     this.#talk.enabled = !this.#talk.enabled;
     this.muted = false; // push-to-talk decides from now on
     this.#call?.send(...turnDetection(this.#talk.enabled));
-    this.#openMicrophone();
+    this.sound.openMicrophone();
     this.#render();
   }
 
   #slip() {
     this.#call?.send(...dropTalk());
     const text = "Keep the button or the space bar down for as long as you speak.";
-    this.#show({ title: "That was too short", text, remedy: null, retry: false }, "talk_too_short");
+    this.notices.show({ title: "That was too short", text, remedy: null, retry: false }, "talk_too_short");
   }
 
   /** @param {boolean} pressed */
   #pressTalk(pressed) {
     // Letting go is always heard: else a gap in the network would leave the microphone open.
     if (pressed && (this.status !== "live" || this.textOnly)) return;
-    if (pressed && this.lastError?.code === "talk_too_short") this.#clearNotice();
+    if (pressed && this.notices.lastError?.code === "talk_too_short") this.notices.clear();
     if (pressed) this.#talk.press();
     else this.#talk.release();
     this.#render();
   }
 
   async #readStatistics() {
-    this.metrics.round_trip_ms = (await this.#call?.roundTripMs()) ?? null;
+    this.roundTripMs = (await this.#call?.roundTripMs()) ?? null;
     this.#showFigures();
   }
 
-  // ------------------------------------------------------------ sound
-
-  /** @param {MediaStreamTrack} track */
-  #useMicrophone(track) {
-    this.#microphone?.stop();
-    this.#microphone = track;
-    track.onended = () => this.#show(noticeFor("microphone_lost"), "microphone_lost");
-    this.#localMeter?.close();
-    const context = /** @type {AudioContext} */ (this.#context);
-    this.#localMeter = new LevelMeter(context, new MediaStream([track]));
-    this.#openMicrophone();
-  }
-
-  #openMicrophone() {
-    // Who waits is not listened to: then nothing is to leave this device either.
-    if (this.#microphone) this.#microphone.enabled = !this.muted && !this.line.place && this.#talk.open;
-  }
-
-  /** @param {MediaStream} stream */
-  #play(stream) {
-    this.#view.audio.srcObject = stream;
-    this.#remoteMeter?.close();
-    this.#remoteMeter = new LevelMeter(/** @type {AudioContext} */ (this.#context), stream);
-    void this.#startSound();
-  }
-
-  async #startSound() {
-    try {
-      await this.#view.audio.play();
-    } catch (error) {
-      const name = error instanceof Error ? error.name : "";
-      if (name === "AbortError") return; // hung up meanwhile
-      if (name !== "NotAllowedError") throw error;
-      this.#show(noticeFor("sound_blocked"), "sound_blocked");
-    }
-  }
-
-  async #unblockSound() {
-    this.#clearNotice();
-    await this.#context?.resume();
-    await this.#startSound();
-  }
-
-  /** @param {string} deviceId */
-  async #chooseMicrophone(deviceId) {
-    this.#chosen.microphone = deviceId;
-    if (!this.#call || this.textOnly) return;
-    try {
-      const call = this.#call;
-      const track = await openMicrophone(deviceId);
-      if (this.#call !== call) {
-        track.stop(); // the call ended meanwhile
-        return;
-      }
-      this.#useMicrophone(track);
-      await call.replaceTrack(track);
-    } catch (error) {
-      if (!(error instanceof CallFailure)) throw error;
-      this.#note(error);
-    }
-  }
-
-  /** @param {string} deviceId */
-  async #chooseSpeaker(deviceId) {
-    try {
-      await this.#view.audio.setSinkId(deviceId);
-      this.#chosen.speaker = deviceId;
-    } catch (error) {
-      if (!(error instanceof DOMException)) throw error;
-      this.#show(noticeFor("speaker_unusable"), "speaker_unusable");
-      void this.#refreshDevices();
-    }
-  }
-
-  async #refreshDevices() {
-    this.#view.showDevices(await listDevices(), this.#chosen);
-  }
-
-  #startDrawing() {
-    if (this.#drawing) return; // the last call's loop has not seen its end yet
-    this.#drawing = true;
-    this.#drawLevels();
-  }
-
-  #drawLevels() {
-    this.localLevel = this.#localMeter?.read() ?? 0;
-    this.remoteLevel = this.#remoteMeter?.read() ?? 0;
-    this.#view.showLevels(this.localLevel, this.remoteLevel);
-    // An idle page draws nothing.
-    if (this.#attempt) requestAnimationFrame(() => this.#drawLevels());
-    else this.#drawing = false;
-  }
-
   // ------------------------------------------------------------ what is shown
-
-  /** @param {CallFailure} failure */
-  #note(failure) {
-    const notice = noticeFor(failure.code, failure.message, failure.detail.retryAfterSeconds);
-    this.#show(notice, failure.code);
-    if (notice.remedy === "call") this.#countToRetry(failure.detail.retryAfterSeconds ?? 0);
-  }
-
-  /** @param {import("/static/errors.js").Notice | null} notice @param {string} [code] */
-  #show(notice, code = "error") {
-    if (!notice) return;
-    this.#stopRetryCount();
-    this.lastError = { code, title: notice.title, text: notice.text };
-    this.#view.showNotice(notice);
-  }
-
-  #clearNotice() {
-    this.#stopRetryCount();
-    this.#view.showNotice(null);
-  }
-
-  #stopRetryCount() {
-    clearInterval(this.#retryTimer);
-    this.mayRetry = false;
-  }
-
-  /** The caller may call at any time; this only shows for how long the server asked to wait. */
-  #countToRetry(retryAfterSeconds) {
-    if (!retryAfterSeconds) return;
-    const until = seconds() + retryAfterSeconds;
-    const show = () => {
-      const left = Math.ceil(until - seconds());
-      this.mayRetry = left <= 0;
-      this.#view.showCountdown(this.mayRetry ? "You can call again now." : `${left} s left; trying earlier does no harm.`);
-      if (!this.mayRetry) return;
-      clearInterval(this.#retryTimer);
-      this.#render();
-    };
-    this.#retryTimer = setInterval(show, 1000);
-    show();
-  }
 
   /** @param {CallPage["status"]} status */
   #setStatus(status) {
@@ -604,21 +430,21 @@ class CallPage {
   #showFigures() {
     const began = this.line.place ? this.line.since : this.#call ? this.#connectedAt : null;
     this.#view.showFigures({
-      response: this.metrics.response_ms,
-      roundTrip: this.metrics.round_trip_ms,
+      response: this.timing.answered?.response_ms ?? null,
+      roundTrip: this.roundTripMs,
       seconds: began === null ? null : seconds() - began,
     });
   }
 
   #render() {
     const live = this.status === "live";
-    const hasMicrophone = this.#microphone !== null;
+    const { hasMicrophone } = this.sound;
     const situation = {
       status: this.status,
       floor: this.activity.floor,
       line: this.line,
       turnHasCome: this.turnHasCome,
-      mayRetry: this.mayRetry,
+      mayRetry: this.notices.mayRetry,
       held: this.#talk.held,
       muted: this.muted,
       textOnly: this.textOnly,
@@ -655,13 +481,18 @@ class CallPage {
     });
     on("notice-call", "click", () => void this.#place(false));
     on("notice-text-call", "click", () => void this.#place(true));
-    on("notice-sound", "click", () => void this.#unblockSound());
-    on("notice-dismiss", "click", () => this.#clearNotice());
+    on("notice-sound", "click", () => {
+      this.notices.clear();
+      void this.sound.unblock();
+    });
+    on("notice-dismiss", "click", () => this.notices.clear());
     on("mute", "click", () => this.#toggleMute());
     on("stop", "click", () => this.#call?.send(...stopReply(this.activity)));
     on("ptt", "click", () => this.#togglePushToTalk());
-    on("microphone", "change", (event) => void this.#chooseMicrophone(event.target.value));
-    on("speaker", "change", (event) => void this.#chooseSpeaker(event.target.value));
+    on("microphone", "change", (event) => {
+      void this.sound.chooseMicrophone(event.target.value, () => (this.textOnly ? null : this.#call));
+    });
+    on("speaker", "change", (event) => void this.sound.chooseSpeaker(event.target.value));
     on("text-form", "submit", (event) => {
       event.preventDefault();
       this.#sendText(this.#view.takeText());
@@ -672,7 +503,7 @@ class CallPage {
       press: () => this.#pressTalk(true),
       release: () => this.#pressTalk(false),
     });
-    navigator.mediaDevices?.addEventListener("devicechange", () => void this.#refreshDevices());
+    navigator.mediaDevices?.addEventListener("devicechange", () => void this.sound.refreshDevices());
     window.addEventListener("pagehide", () => {
       if (this.#attempt) this.#leavePage();
     });
@@ -682,51 +513,4 @@ class CallPage {
 
 const page = new CallPage();
 page.start();
-
-/** Plain copies only: nothing here reaches into the page. */
-Object.defineProperty(window, "voiceRtc", {
-  value: Object.freeze({
-    get status() {
-      return page.status;
-    },
-    get floor() {
-      return page.activity.floor;
-    },
-    get callId() {
-      return page.callId;
-    },
-    get captions() {
-      return page.captions.turns;
-    },
-    get remoteEnergy() {
-      return page.remoteEnergy;
-    },
-    get remoteLevel() {
-      return page.remoteLevel;
-    },
-    get localLevel() {
-      return page.localLevel;
-    },
-    get lastError() {
-      return page.lastError && { ...page.lastError };
-    },
-    get metrics() {
-      return { ...page.metrics };
-    },
-    get place() {
-      return page.line.place && { ...page.line.place };
-    },
-    get degraded() {
-      return page.degraded && { ...page.degraded };
-    },
-    get muted() {
-      return page.muted;
-    },
-    get pushToTalk() {
-      return page.pushToTalk;
-    },
-    get readiness() {
-      return page.readiness && structuredClone(page.readiness);
-    },
-  }),
-});
+exposeState(page);

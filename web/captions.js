@@ -140,7 +140,8 @@ const TAKE = {
   },
   "conversation.item.truncated": (captions, event) => {
     const turn = captions.find(event.item_id);
-    if (turn) Object.assign(turn, { interrupted: true, phase: "final" });
+    // What was heard of it follows: until then it is neither final nor told to a screen reader.
+    if (turn) turn.interrupted = true;
   },
   "voice_rtc.reply.heard": (captions, event) => {
     const turn = captions.turn(event.item_id, "agent");

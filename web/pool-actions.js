@@ -2,7 +2,7 @@
  * What an operator may do: the token, the question before each action, and its result.
  */
 
-import { byId, setText } from "/static/pool-dom.js";
+import { byId, setText } from "/static/dom.js";
 import { authorization } from "/static/pool-feed.js";
 import { shortId } from "/static/pool-format.js";
 

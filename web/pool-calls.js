@@ -2,18 +2,12 @@
  * The table of calls: who holds which slot, and where the time of the last turn went.
  */
 
-import { byId, element, mirror, setAttribute, setStyle, setText } from "/static/pool-dom.js";
+import { byId, element, mirror, setAttribute, setStyle, setText } from "/static/dom.js";
 import { counted, duration, known, latency, number, shortId, UNKNOWN } from "/static/pool-format.js";
+import { barOf, lengthOf, STAGES } from "/static/stages.js";
 
 const SHOWN_AT_FIRST = matchMedia("(max-width: 47.99rem)").matches ? 8 : 30;
 const FILTER_FROM = 12;
-
-export const STAGES = [
-  { key: "endpoint_ms", stage: "endpoint", label: "pause" },
-  { key: "stt_ms", stage: "stt", label: "speech to text" },
-  { key: "llm_first_token_ms", stage: "llm", label: "first word" },
-  { key: "tts_first_audio_ms", stage: "tts", label: "first sound" },
-];
 
 const FLOORS = {
   IDLE: "silence",
@@ -50,7 +44,7 @@ export class CallsTable {
     const filter = byId("calls-filter").value.trim().toLowerCase();
     const fitting = filter ? all.filter((entry) => haystack(entry).includes(filter)) : all;
     const shown = this.#showAll ? fitting : fitting.slice(0, SHOWN_AT_FIRST);
-    const longest = Math.max(1, ...shown.map((entry) => total(entry.call?.last_turn) ?? 0));
+    const longest = Math.max(1, ...shown.map((entry) => lengthOf(entry.call?.last_turn) ?? 0));
     mirror(byId("calls"), shown, keyOf, () => this.#make(), (row, entry) => this.#update(row, entry, longest));
     const active = status.calls_active ?? all.length;
     setText(byId("calls-count"), active ? number(active) : "");
@@ -145,12 +139,6 @@ function leaseTitle(/** @type {any} */ lease) {
   return `mode ${lease.mode ?? UNKNOWN}, held for ${duration(lease.held_seconds)}, ${counted(lease.utterances ?? 0, "utterance")}, ${number(lease.audio_kb)} kB of audio kept for a replay`;
 }
 
-/** Length of all known stages, in milliseconds; null where none is known. */
-function total(/** @type {any} */ turn) {
-  const values = STAGES.map(({ key }) => turn?.[key]).filter(known);
-  return values.length ? values.reduce((sum, value) => sum + value, 0) : null;
-}
-
 function makeTurn() {
   const parts = STAGES.map(({ stage }) => element("span", { "data-stage": stage }));
   const figures = STAGES.map(({ stage, label }) => {
@@ -167,16 +155,13 @@ function makeTurn() {
 }
 
 function updateTurn(/** @type {any} */ row, /** @type {any} */ turn, /** @type {number} */ longest) {
-  const sum = total(turn);
+  const sum = lengthOf(turn);
   row.none.hidden = sum !== null;
   row.some.hidden = sum === null;
   row.list.hidden = sum === null;
   if (sum === null) return;
-  STAGES.forEach(({ key }, index) => {
-    const value = turn[key];
-    setStyle(row.parts[index], "width", `${known(value) ? (100 * value) / longest : 0}%`);
-    setText(row.figures[index].figure, latency(value));
-  });
+  barOf(turn, longest).forEach(({ percent }, index) => setStyle(row.parts[index], "width", `${percent}%`));
+  STAGES.forEach(({ key }, index) => setText(row.figures[index].figure, latency(turn[key])));
   setText(row.response, known(turn.response_ms) ? latency(turn.response_ms) : UNKNOWN);
   setAttribute(row.response, "title", "from the caller's last speech to the first sound of the answer");
 }

@@ -2,7 +2,7 @@
  * The slots as small cells, one for each.
  */
 
-import { byId, element, mirror, setAttribute, setText } from "/static/pool-dom.js";
+import { byId, element, mirror, setAttribute, setText } from "/static/dom.js";
 import { number, shortId } from "/static/pool-format.js";
 import { outOfService } from "/static/pool-overview.js";
 

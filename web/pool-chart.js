@@ -5,7 +5,7 @@
  * at that moment; without a cursor the legends show the newest values.
  */
 
-import { element, setAttribute, setStyle, setText } from "/static/pool-dom.js";
+import { element, setAttribute, setStyle, setText } from "/static/dom.js";
 import { clock, known, UNKNOWN } from "/static/pool-format.js";
 
 const SVG = "http://www.w3.org/2000/svg";

@@ -2,7 +2,7 @@
  * The top of the page: what is going on in one sentence, how full it is, and the vital figures.
  */
 
-import { byId, element, mirror, setAttribute, setStyle, setText } from "/static/pool-dom.js";
+import { byId, element, mirror, setAttribute, setStyle, setText } from "/static/dom.js";
 import { counted, duration, known, latency, memory, number, percent, UNKNOWN, words } from "/static/pool-format.js";
 
 /**

@@ -2,7 +2,7 @@
  * The other lists of the page: replicas, the waiting line, alerts, events, quality, sizing.
  */
 
-import { byId, element, mirror, setAttribute, setStyle, setText } from "/static/pool-dom.js";
+import { byId, element, mirror, setAttribute, setStyle, setText } from "/static/dom.js";
 import { counted, duration, known, latency, memory, number, percent, shortId, UNKNOWN, words } from "/static/pool-format.js";
 
 const STEPS = {

@@ -4,15 +4,16 @@
  * `window.voiceRtcPool` is a read-only window into its state, for tests and curious people.
  */
 
+import { byId, setAttribute, setText } from "/static/dom.js";
 import { ActionDialog, questions, token, TokenDialog } from "/static/pool-actions.js";
 import { CallsTable } from "/static/pool-calls.js";
 import { showCells } from "/static/pool-cells.js";
 import { ChartGroup } from "/static/pool-chart.js";
-import { byId, setAttribute, setText } from "/static/pool-dom.js";
 import { Feed } from "/static/pool-feed.js";
 import { clock, duration, latency, memory, number, percent } from "/static/pool-format.js";
 import { showOverview } from "/static/pool-overview.js";
 import { showAlerts, showEvents, showLadder, showLine, showReplicas, showSizing } from "/static/pool-tables.js";
+import { showTurns } from "/static/pool-turns.js";
 
 const LATE_SECONDS = 2.5;
 
@@ -166,6 +167,7 @@ class PoolPage {
     this.#calls.show(status);
     showReplicas(status, this.#ask);
     showLine(status);
+    showTurns(status);
     showLadder(status);
     showSizing(status);
     showEvents(status);

@@ -104,15 +104,6 @@ export class View {
     setText(element("figure-time"), clock(seconds));
   }
 
-  /** @param {Record<string, number | null>} metrics of `voice_rtc.turn.metrics` */
-  showTiming(metrics) {
-    setText(element("timing-endpoint"), milliseconds(metrics.endpoint_ms));
-    setText(element("timing-stt"), milliseconds(metrics.stt_ms));
-    setText(element("timing-llm"), milliseconds(metrics.llm_first_token_ms));
-    setText(element("timing-tts"), milliseconds(metrics.tts_first_audio_ms));
-    setText(element("timing-response"), milliseconds(metrics.response_ms));
-  }
-
   /** @param {import("/static/errors.js").Notice | null} notice */
   showNotice(notice) {
     // The button in focus goes away with its notice: the keyboard goes on at the call button.
@@ -185,7 +176,8 @@ export class View {
   #announce(turn) {
     if (this.#announced.has(turn.id) || turn.phase !== "final" || !turn.text.trim()) return;
     this.#announced.add(turn.id);
-    this.#announcer.append(make("p", "", `${SIDES[turn.side]}: ${turn.text}`));
+    const words = turn.interrupted ? `${turn.heard.trim()} (interrupted)` : turn.text;
+    this.#announcer.append(make("p", "", `${SIDES[turn.side]}: ${words}`));
     while (this.#announcer.children.length > 5) this.#announcer.firstElementChild.remove();
   }
 

@@ -81,6 +81,8 @@ async def test_an_interrupted_reply_shows_what_was_heard(
     assert "interrupted" in await turn.inner_text()
     shown = (await turn.locator(".turn-text").text_content() or "").split("Not heard:")[0]
     assert shown.strip() == "Start in Alfama."
+    announced = await opened.page.locator("#announcer > p").all_text_contents()
+    assert announced == ["Agent: Start in Alfama. (interrupted)"]
     assert (await opened.state("captions"))[1]["side"] == "caller"
 
 

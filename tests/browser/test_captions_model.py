@@ -59,6 +59,10 @@ def heard(item: str, text: str, *, complete: bool = False) -> dict[str, Any]:
     return {"type": kind, "item_id": item, "text": text, "complete": complete}
 
 
+def truncated(item: str) -> dict[str, Any]:
+    return {"type": "conversation.item.truncated", "item_id": item, "audio_end_ms": 900}
+
+
 def added(item: str, part: dict[str, Any], after: str | None = None) -> dict[str, Any]:
     entry = {"id": item, "type": "message", "role": "user", "content": [part]}
     return {"type": "conversation.item.added", "item": entry, "previous_item_id": after}
@@ -124,6 +128,16 @@ STORIES: dict[str, tuple[list[dict[str, Any]], list[list[str]], str]] = {
     ),
     "what is heard may be known before the whole text": (
         [delta("b", "One two "), heard("b", "One two"), delta("b", "three.")],
+        [["agent", "final", "One two", " three."]],
+        "listening",
+    ),
+    "a reply that was cut is final when it is known what was heard": (
+        [delta("b", "One two three."), truncated("b")],
+        [["agent", "speaking", "One two three.", ""]],
+        "listening",
+    ),
+    "a reply that was cut ends where it was heard last": (
+        [delta("b", "One two three."), truncated("b"), heard("b", "One two"), DONE],
         [["agent", "final", "One two", " three."]],
         "listening",
     ),

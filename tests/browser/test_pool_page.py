@@ -77,14 +77,21 @@ async def test_the_figures_of_a_busy_server(chromium_page: OpenChromium, rig: Po
 
     await expect(rows(opened, "calls")).to_have_count(25)
     first = rows(opened, "calls").first
-    for words in (FIRST[:8], "caller speaks", "slot 1 · shared-1", "505 ms", "84 ms", "850 ms"):
+    for words in (FIRST[:8], "caller speaks", "slot 1 · shared-1", "505 ms", "84 ms", "859 ms"):
         await expect(first).to_contain_text(words)
     assert FIRST not in await page.content()
     await expect(first.get_by_role("button", name="Hang up")).to_be_disabled()
     bars = await first.locator(".waterfall span").evaluate_all(
         "spans => spans.map(span => span.getBoundingClientRect().width)"
     )
-    assert bars[0] > bars[2] > bars[1] > bars[3] > 0  # 505, 190, 84, 71 ms
+    assert bars[0] > bars[2] > bars[1] > bars[3] > bars[4] > 0  # 505, 190, 84, 71, 9 ms
+
+    turns = page.get_by_role("table", name="How long the stages of the newest turns took")
+    pause = turns.get_by_role("row", name="pause").get_by_role("cell")
+    assert await pause.all_inner_texts() == ["645 ms", "780 ms"]
+    await expect(rows(opened, "turns")).to_have_count(6)  # nothing was saved: no row
+    await expect(page.locator("#turns-note")).to_have_text("Not heard: 1 cut before a sound.")
+    await expect(page.locator("#turns-count")).to_have_text("newest 60 turns")
     await page.get_by_role("searchbox").fill("waiting")
     await expect(rows(opened, "calls")).to_have_count(7)
 

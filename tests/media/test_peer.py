@@ -35,6 +35,9 @@ class Tone:
     def next_frame(self) -> Samples | None:
         return self._frame
 
+    def frame_sent(self) -> None:
+        """Nothing to note."""
+
     def on_sound(self, wake: Callable[[], None]) -> None:
         """There always is some."""
 

@@ -25,10 +25,17 @@ class Script:
         self.left = 0
         self.wake: Callable[[], None] = lambda: None
         self.asked = 0
+        self.sent = 0
+        """Frames told to be sent."""
+        self.on_sent: Callable[[], None] = lambda: None
 
     def play(self, frames: int) -> None:
         self.left += frames
         self.wake()
+
+    def frame_sent(self) -> None:
+        self.sent += 1
+        self.on_sent()
 
     def on_sound(self, wake: Callable[[], None]) -> None:
         self.wake = wake
@@ -85,6 +92,18 @@ def test_a_packet_every_20_ms_and_the_first_at_once() -> None:
         assert numbers == list(range(5 + TAIL))
         assert stamps == [960 * place for place in range(5 + TAIL)]
         assert [packet.marker for packet in packets] == [True, *[False] * (4 + TAIL)]
+
+    story(run)
+
+
+def test_the_source_is_told_of_each_frame_that_was_handed_over() -> None:
+    async def run(rig: Rig) -> None:
+        before: list[int] = []
+        rig.source.on_sent = lambda: before.append(len(rig.sent))
+        rig.start()
+        rig.source.play(3)
+        await asyncio.sleep(1.0)
+        assert before == [1, 2, 3], "behind its packet, and not for the silence that follows"
 
     story(run)
 

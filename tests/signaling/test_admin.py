@@ -75,7 +75,7 @@ async def test_everything_is_there(http: aiohttp.ClientSession) -> None:
     assert set(body) == set(
         "version now uptime_seconds status detail media mode rollout fallback admission ladder "
         "slots sizing line leases replicas latency machine calls calls_active alerts events "
-        "history redacted".split()
+        "history redacted turns".split()
     )
     assert body["status"] == "ready" and body["redacted"] is False
     assert body["slots"]["leased"] == len(body["leases"]) == 18
@@ -84,8 +84,13 @@ async def test_everything_is_there(http: aiohttp.ClientSession) -> None:
     first = body["calls"][0]
     assert first["id"] == call_id(1) and first["state"] == "live" and first["lease"] == 101
     assert set(first["last_turn"]) == {
-        "endpoint_ms", "stt_ms", "llm_first_token_ms", "tts_first_audio_ms", "response_ms",
+        "outcome", "endpoint_ms", "stt_ms", "llm_first_token_ms", "tts_first_audio_ms",
+        "first_packet_ms", "response_ms", "saved_ms",
     }  # fmt: skip
+    turns = body["turns"]
+    assert (turns["count"], turns["most"], turns["outcomes"]) == (60, 200, {"heard": 59, "cut": 1})
+    assert turns["stages"]["endpoint_ms"] == {"turns": 60, "p50": 645.0, "p95": 780.0}
+    assert turns["stages"]["response_ms"]["turns"] == 59
     assert body["calls"][-1]["state"] == "waiting" and body["calls"][-1]["lease"] is None
     assert len(body["history"]["series"]["leased"]) == 720
 

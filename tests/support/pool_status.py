@@ -23,6 +23,7 @@ from signaling.pool_view import Json, PoolFeed, PoolView, Readiness
 from voice_rtc.call.events import TurnMeasured
 from voice_rtc.call.state import CallState
 from voice_rtc.config import AdminSettings
+from voice_rtc.core.latency import RecentTurns, TurnTimes
 from voice_rtc.errors import StateError, UnknownCall, VoiceRtcError
 
 TOKEN = "open sesame"
@@ -344,6 +345,18 @@ class ScriptedServer:
         """Calls that were not ended."""
         return len(self.snapshot())
 
+    @property
+    def recent_turns(self) -> RecentTurns:
+        """Sixty, one of which was cut."""
+        recent = RecentTurns(200)
+        for number in range(60 if self.has_pool else 0):
+            stages = (0.5 + number / 200, 0.084, 0.19 + number / 300, 0.071, 0.009)
+            if number == 30:
+                recent.add(TurnTimes(*stages[:2]), "cut")
+            else:
+                recent.add(TurnTimes(*stages, response=sum(stages)), "heard")
+        return recent
+
     def set_draining(self, draining: bool) -> None:
         """Noted, and shown as the server's status."""
         self.done.append(("drain" if draining else "admit", None))
@@ -388,8 +401,10 @@ class ScriptedServer:
             inbound_dropped=0,
             underruns=0,
             last_turn=TurnMeasured(
-                f"item_{number}", endpoint, stt, None if number == 4 else llm, tts,
-                None if number == 4 else endpoint + stt + llm + tts,
+                f"item_{number}", f"resp_{number}", "cut" if number == 4 else "heard",
+                endpoint, stt, None if number == 4 else llm, None if number == 4 else tts,
+                None if number == 4 else 9.0,
+                None if number == 4 else endpoint + stt + llm + tts + 9.0, 0.0,
             )
             if turns > 7
             else None,

@@ -68,6 +68,9 @@ class Talk:
             asyncio.get_running_loop().call_later(self._pause_seconds, self._go_on)
         return self._frames[self._next % len(self._frames)]
 
+    def frame_sent(self) -> None:
+        """Nothing to note."""
+
     def on_sound(self, wake: Callable[[], None]) -> None:
         self._wake = wake
 
@@ -103,6 +106,9 @@ class EchoSource:
     def next_frame(self) -> Samples | None:
         return self._frames.popleft() if self._frames else None
 
+    def frame_sent(self) -> None:
+        """Nothing to note."""
+
     def on_sound(self, wake: Callable[[], None]) -> None:
         self._wake = wake
 
@@ -112,6 +118,9 @@ class Silent:
 
     def next_frame(self) -> Samples | None:
         return None
+
+    def frame_sent(self) -> None:
+        """Nothing to note."""
 
     def on_sound(self, wake: Callable[[], None]) -> None:
         """There never is any."""

@@ -229,6 +229,7 @@ class Call:
             self._context.metrics.calls_suspended.dec()
             self._context.metrics.suspensions_total.labels("ended").inc()
         try:
+            self._replies.close()
             self._context.emit(events.Ended(reason, REASONS[reason]))
             await self.peer.channel.flushed(_LAST_WORDS_SECONDS if self._is_connected else 0.0)
         finally:
@@ -306,6 +307,10 @@ class Call:
             return None  # what is to be said waits
         held = self._waiting_room.next_frame()
         return held if held is not None else self._replies.speaker.next_frame()
+
+    def frame_sent(self) -> None:
+        """See `media.outbound.FrameSource`."""
+        self._replies.speaker.frame_sent()
 
     def on_sound(self, wake: Callable[[], None]) -> None:
         """See `media.outbound.FrameSource`."""

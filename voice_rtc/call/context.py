@@ -13,6 +13,7 @@ from voice_rtc.call.events import CallEvent, EventSink, TurnMeasured
 from voice_rtc.call.state import CallSettings
 from voice_rtc.config import Settings
 from voice_rtc.core.history import Conversation
+from voice_rtc.core.latency import STAGES, Point, RecentTurns, TurnClock
 from voice_rtc.core.turns import Event
 from voice_rtc.engines.base import EngineSet
 from voice_rtc.errors import StateError, UnknownItem, VoiceRtcError
@@ -28,6 +29,8 @@ class CallPorts:
     engines: EngineSet
     pool: SttPool
     metrics: Metrics
+    turns: RecentTurns
+    """Of all calls."""
 
 
 @dataclass(slots=True)
@@ -46,8 +49,10 @@ class CallerTurn:
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when ``text`` is final, whatever became of it."""
     text: str = ""
-    times: dict[str, float] = field(default_factory=dict)
-    """Stage -> seconds it took."""
+    clock: TurnClock | None = None
+    """Of its latency; there once it is committed."""
+    measured: bool = False
+    """What became of it was told."""
 
 
 class CallContext:
@@ -80,6 +85,16 @@ class CallContext:
             self.last_turn = event
         if self.sink is not None:
             self.sink.emit(event)
+
+    def passed(self, turn: CallerTurn, point: Point) -> None:
+        """``turn`` is at ``point`` now: noted once, and the stage that it ends is counted."""
+        seconds = None if turn.clock is None else turn.clock.mark(point, self.now())
+        if seconds is None:
+            return
+        if point is Point.COMMITTED:
+            self.metrics.endpoint_wait_seconds.observe(seconds)
+        else:
+            self.metrics.stage_seconds.labels(STAGES[point - 1]).observe(seconds)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run ``work`` in the call's TaskGroup."""

@@ -122,14 +122,26 @@ class EngineFailed:
 
 @dataclass(frozen=True, slots=True)
 class TurnMeasured:
-    """Where the time of a turn went, in milliseconds; None where a stage did not happen."""
+    """Where the time of a turn went, in milliseconds; None where it did not get so far.
+
+    Once per turn: with the first sound of its answer, or when it is clear that there will be none.
+    The stages (all but the last two) add up to the response; see `core.latency`.
+    """
 
     item_id: str
+    reply_id: str | None
+    """None where no reply was told of."""
+    outcome: str
+    """``heard``, ``shown`` (text only), ``cut`` (before any sound), ``failed``, ``silent`` (a reply
+    without a sound) or ``nothing`` (no words, no reply)."""
     endpoint_ms: float | None
     stt_ms: float | None
     llm_first_token_ms: float | None
     tts_first_audio_ms: float | None
+    first_packet_ms: float | None
     response_ms: float | None
+    saved_ms: float
+    """By beginning the answer before the turn was over; see `core.speculation`."""
 
 
 @dataclass(frozen=True, slots=True)

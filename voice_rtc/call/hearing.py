@@ -11,6 +11,7 @@ from voice_rtc.call.context import CallContext, CallerTurn
 from voice_rtc.call.listener import Listener
 from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm
 from voice_rtc.core.history import Item
+from voice_rtc.core.latency import Point, TurnClock
 from voice_rtc.core.turns import PartialHeard
 from voice_rtc.core.vad import GateSettings, SpeechEdge
 from voice_rtc.engines.base import Final, Partial, SttFailed, VadSession
@@ -135,12 +136,12 @@ class Hearing:
         turn.speech_end = turn.speech_end or turn.committed
         self.committed += 1
         context.metrics.turns_total.labels(end).inc()
-        turn.times["endpoint"] = max(0.0, turn.committed - turn.speech_end)
-        context.metrics.endpoint_wait_seconds.observe(turn.times["endpoint"])
+        turn.clock, turn.measured = TurnClock(turn.speech_end), False
+        context.passed(turn, Point.COMMITTED)
         context.emit(events.CallerSpeechStopped(turn.item_id, round(turn.speech_end * 1000)))
         after = context.conversation.add(Item(turn.item_id, "user", True, None, "completed"))
         context.emit(events.TurnCommitted(turn.item_id, after))
-        context.spawn(self._settle(turn, turn.committed), f"settle-{utterance}")
+        context.spawn(self._settle(turn), f"settle-{utterance}")
         return turn
 
     @property
@@ -175,7 +176,7 @@ class Hearing:
         if final is not None and not final.done():
             final.set_exception(error)
 
-    async def _settle(self, turn: CallerTurn, committed: float) -> None:
+    async def _settle(self, turn: CallerTurn) -> None:
         """Wait for the transcript of a committed turn, whatever becomes of it."""
         context = self._context
         final = self._finals[turn.utterance]
@@ -192,11 +193,10 @@ class Hearing:
         except EngineError as caught:
             self._fall_back(turn, caught)
         else:
-            turn.times["stt"] = context.now() - committed
-            context.metrics.stage_seconds.labels("stt").observe(turn.times["stt"])
             self._conclude(turn, result.text.strip(), result.audio_seconds)
         del self._finals[turn.utterance]
         self._turns.pop(turn.utterance, None)
+        context.passed(turn, Point.TRANSCRIPT)
         turn.settled.set()
 
     def _fall_back(self, turn: CallerTurn, error: EngineError) -> None:

@@ -16,6 +16,7 @@ from voice_rtc.call.events import Degraded, GoingAway
 from voice_rtc.call.state import AS_IT_COMES, CallState, LineWish
 from voice_rtc.config import Settings
 from voice_rtc.core.connecting import ConnectingRules, room_for
+from voice_rtc.core.latency import RecentTurns
 from voice_rtc.engines.base import EngineSet
 from voice_rtc.errors import (
     Draining,
@@ -53,6 +54,8 @@ class CallRegistry:
         self._empty = asyncio.Event()
         self._empty.set()
         self._draining = False
+        self.recent_turns = RecentTurns(settings.admin.recent_turns)
+        """Of all calls, those that ended too."""
         self._refusal: VoiceRtcError | None = None
         self.on_call_ended: Callable[[], None] = lambda: None
         """Told of each call that is over and let go of."""
@@ -80,7 +83,7 @@ class CallRegistry:
         async with SttPool(self._settings, engines, self._metrics, gpus, memory).running() as pool:
             pool.supervisor.on_step = self._announce_step
             pool.supervisor.governor.media_path_stock = self._media_path.reason
-            self._ports = CallPorts(self._settings, engines, pool, self._metrics)
+            self._ports = CallPorts(self._settings, engines, pool, self._metrics, self.recent_turns)
             try:
                 yield pool
             finally:

@@ -1,4 +1,4 @@
-"""The agent's side of a call: replies started, cut and finished, and what they cost in time."""
+"""The agent's side of a call: replies started, cut and finished."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from secrets import token_hex
 
 from voice_rtc.call import events
 from voice_rtc.call.context import CallContext, CallerTurn
+from voice_rtc.call.figures import Figures
 from voice_rtc.call.reply import Reply, TextSource, Voice, perform
 from voice_rtc.call.speaker import Speaker
 from voice_rtc.call.state import ReplyWishes
 from voice_rtc.core.history import Item
+from voice_rtc.core.latency import Point
 from voice_rtc.core.turns import ReplyAudible, ReplyDone
 from voice_rtc.engines.base import LlmOptions, TextDelta
 from voice_rtc.errors import EngineError
@@ -37,6 +39,7 @@ class Replies:
         )
         self._replies: dict[int, Reply] = {}
         self._answered: dict[int, CallerTurn] = {}
+        self._figures = Figures(context)
         self._was_cut = False
         self.unsettled: Callable[[], list[CallerTurn]] = list
         """Committed turns whose text is still to come."""
@@ -93,17 +96,18 @@ class Replies:
         reply = self._replies.pop(number)
         if reply.task is not None:
             reply.task.cancel()
-        self._answered.pop(number, None)
+        turn = self._answered.pop(number, None)
         self._was_cut = reason == "barge_in"
         if reason != "cancelled":
             context.metrics.barge_ins_total.labels(reason).inc()
         if not reply.created:
-            if reply.wishes is None:
-                return  # nobody asked for it, nobody was told of it
+            if reply.wishes is None:  # nobody asked for it, nobody was told of it
+                self._figures.close(turn, reply, cut=reason)
+                return
             self._create(reply, self._is_spoken(reply))  # who asked for it waits for its end
         context.truncate_item(reply.item_id, heard.text, round(heard.seconds * 1000))
         context.emit(events.ReplyInterrupted(reply.id, reply.item_id, heard, reply.audible, reason))
-        self._log(None, reply, cut=reason)
+        self._figures.close(turn, reply, cut=reason)
 
     def mark_audible(self, number: int) -> None:
         """The first sound of the reply went out."""
@@ -111,13 +115,17 @@ class Replies:
         if reply is not None:
             reply.audible = True
             self._context.emit(events.ReplyAudible(reply.id, reply.item_id))
-            self._measure(number)
+            if number in self._answered:
+                self._figures.heard(self._answered[number], reply)
 
     def finish(self, number: int) -> None:
         """The reply was played to its end, or there was nothing to answer."""
         reply = self._replies.pop(number, None)
         turn = self._answered.pop(number, None)
-        if reply is None or not reply.created:
+        if reply is None:
+            return
+        if not reply.created:
+            self._figures.close(turn, reply)
             return
         heard_ms = round(self.speaker.heard(number).seconds * 1000)
         self._context.set_item(
@@ -126,7 +134,14 @@ class Replies:
         self._context.emit(
             events.ReplyFinished(reply.id, reply.item_id, reply.text, reply.audible, reply.error)
         )
-        self._log(turn, reply)
+        self._figures.close(turn, reply)
+
+    def close(self) -> None:
+        """The call ends: what is still open is accounted for."""
+        for number, reply in self._replies.items():
+            self._figures.close(self._answered.get(number), reply, cut="call_ended")
+        self._replies.clear()
+        self._answered.clear()
 
     # ------------------------------------------------------ the reply's task
 
@@ -142,6 +157,7 @@ class Replies:
         spoken = self._is_spoken(reply)
         self._create(reply, spoken)
         tts = context.ports.engines.tts if spoken else None
+        self._ask(reply.number)
         await perform(reply, source, Voice(tts, context.settings.voice, self.speaker), self)
         if not spoken:
             context.signal(ReplyDone(reply.number))  # nobody plays it to its end
@@ -162,6 +178,7 @@ class Replies:
     def _create(self, reply: Reply, spoken: bool) -> None:
         self._was_cut = False
         reply.created = True
+        reply.spoken = spoken
         self.created += 1
         item = Item(reply.item_id, "assistant", spoken, None, "in_progress")
         after = self._context.conversation.add(item)
@@ -180,10 +197,10 @@ class Replies:
     # Told by `perform`.
 
     def reply_first_token(self, reply: Reply) -> None:
-        self._stage(reply.number, "llm_first_token")
+        self._pass(reply.number, Point.FIRST_TOKEN)
 
     def reply_first_audio(self, reply: Reply) -> None:
-        self._stage(reply.number, "tts_first_audio")
+        self._pass(reply.number, Point.FIRST_AUDIO)
 
     def reply_text(self, reply: Reply, delta: str) -> None:
         if reply.number in self._replies:
@@ -191,58 +208,27 @@ class Replies:
 
     def reply_failed(self, reply: Reply, engine: str, error: EngineError) -> None:
         self._context.count_failure(engine, error)
+        # How long it took to fail is what the caller waited for it.
+        self._pass(reply.number, Point.FIRST_TOKEN if engine == "llm" else Point.FIRST_AUDIO)
         if reply.number in self._replies:
             self._context.emit(events.EngineFailed(engine, error))
+
+    def _ask(self, number: int) -> None:
+        turn = self._answered.get(number)
+        if turn is not None and turn.clock is not None:
+            turn.clock.ask(self._context.now())
+
+    def _pass(self, number: int, point: Point) -> None:
+        if number in self._answered:
+            self._context.passed(self._answered[number], point)
 
     # Told by the speaker, from within the sender: dealt with in a task of the call.
 
     def reply_audible(self, number: int) -> None:
         self._context.signal(ReplyAudible(number))
 
+    def reply_sent(self, number: int) -> None:
+        self._pass(number, Point.FIRST_PACKET)
+
     def reply_played(self, number: int) -> None:
         self._context.signal(ReplyDone(number))
-
-    # -------------------------------------------------------------- figures
-
-    def _stage(self, number: int, stage: str) -> None:
-        turn = self._answered.get(number)
-        if turn is None or turn.committed is None:
-            return
-        start = turn.committed + turn.times.get("stt", 0.0)
-        if stage == "tts_first_audio":
-            start += turn.times.get("llm_first_token", 0.0)
-        turn.times[stage] = max(0.0, self._context.now() - start)
-        self._context.metrics.stage_seconds.labels(stage).observe(turn.times[stage])
-
-    def _measure(self, number: int) -> None:
-        turn = self._answered.get(number)
-        if turn is None or turn.speech_end is None:
-            return
-        turn.times["response"] = self._context.now() - turn.speech_end
-        self._context.metrics.response_seconds.observe(turn.times["response"])
-
-        def ms(stage: str) -> float | None:
-            return round(turn.times[stage] * 1000, 1) if stage in turn.times else None
-
-        self._context.emit(
-            events.TurnMeasured(
-                turn.item_id,
-                endpoint_ms=ms("endpoint"),
-                stt_ms=ms("stt"),
-                llm_first_token_ms=ms("llm_first_token"),
-                tts_first_audio_ms=ms("tts_first_audio"),
-                response_ms=ms("response"),
-            )
-        )
-
-    def _log(self, turn: CallerTurn | None, reply: Reply, cut: str | None = None) -> None:
-        times = {f"{k}_seconds": round(v, 3) for k, v in (turn.times if turn else {}).items()}
-        self._context.log.info(
-            "turn",
-            reply=reply.number,
-            transcript=turn.text if turn else None,
-            text=reply.text,
-            cut=cut,
-            error=reply.error.code if reply.error else None,
-            **times,
-        )

@@ -52,6 +52,8 @@ class Reply:
     """What was handed on to be spoken or shown."""
     created: bool = False
     """The client was told of it."""
+    spoken: bool = False
+    """Not text only; known once created."""
     audible: bool = False
     error: EngineError | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)

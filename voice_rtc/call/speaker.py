@@ -18,6 +18,10 @@ class SpeakerListener(Protocol):
         """The first sound of ``reply`` goes out with this frame."""
         ...
 
+    def reply_sent(self, reply: int) -> None:
+        """That sound was handed to the network."""
+        ...
+
     def reply_played(self, reply: int) -> None:
         """The last sound of ``reply`` went out."""
         ...
@@ -41,6 +45,8 @@ class Speaker:
         self._room = asyncio.Event()
         self._room.set()
         self._confirmed_at: float | None = None
+        self._began: int | None = None
+        """The reply whose first sound is in the frame given last."""
         self._wake: Callable[[], None] = _nobody_listens
 
     def on_sound(self, wake: Callable[[], None]) -> None:
@@ -58,6 +64,7 @@ class Speaker:
         read = self._playout.read(SEND_FRAME_SAMPLES)
         self._metrics.playout_underruns_total.inc(self._playout.underruns - before)
         if read.reply is not None and read.became_audible:
+            self._began = read.reply
             self._listener.reply_audible(read.reply)
         if read.reply is not None and read.finished:
             self._listener.reply_played(read.reply)
@@ -68,6 +75,12 @@ class Speaker:
             self._metrics.barge_in_silence_seconds.observe(seconds)
             self._confirmed_at = None
         return read.samples
+
+    def frame_sent(self) -> None:
+        """See `media.outbound.FrameSource`."""
+        if self._began is not None:
+            self._listener.reply_sent(self._began)
+            self._began = None
 
     def begin(self, reply: int) -> None:
         """``reply`` has the mouth now; what an older one left is dropped."""

@@ -93,6 +93,9 @@ class WaitingRoom:
     def reply_audible(self, reply: int) -> None:
         """Nothing to note."""
 
+    def reply_sent(self, reply: int) -> None:
+        """Nothing to note."""
+
     def reply_played(self, reply: int) -> None:
         """The next one may follow."""
         self._played.set()

@@ -26,6 +26,13 @@ class FrameSource(Protocol):
         """The next 20 ms: int16 mono, 960 samples at 48 kHz, or None for silence."""
         ...
 
+    def frame_sent(self) -> None:
+        """The frame given last, which was sound, is handed to the network.
+
+        On the stock way: to aiortc, which has yet to encode it.
+        """
+        ...
+
     def on_sound(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` whenever there may be something to play after a None."""
         ...
@@ -57,6 +64,8 @@ class OutboundTrack(MediaStreamTrack):
         frame.time_base = _TIME_BASE
         self._pts += SEND_FRAME_SAMPLES
         self._metrics.frames_sent_total.inc()
+        if samples is not None:
+            self._source.frame_sent()
         return frame
 
     async def _wait_until_due(self) -> None:

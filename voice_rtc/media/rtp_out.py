@@ -103,6 +103,7 @@ class OutboundRtp:
             samples = self._source.next_frame()
         finally:
             self._ticking = False
+        is_sound = samples is not None
         if samples is not None:
             self._tail = _TAIL_FRAMES
         elif self._tail:
@@ -112,6 +113,8 @@ class OutboundRtp:
             return  # until somebody wakes us
         self._observe_lateness(max(0.0, late))
         self._transmit(self._encoder.encode(samples))
+        if is_sound:
+            self._source.frame_sent()
         if self._send is None:
             return  # the frame ended the call
         self._due += FRAME_SECONDS

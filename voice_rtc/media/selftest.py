@@ -282,6 +282,9 @@ class _ToneSource:
         """As `FrameSource`."""
         return self._frame
 
+    def frame_sent(self) -> None:
+        """As `FrameSource`."""
+
     def on_sound(self, wake: Callable[[], None]) -> None:
         """As `FrameSource`; there always is some."""
 
