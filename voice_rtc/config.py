@@ -249,6 +249,15 @@ class TurnSettings(Section):
     """Speech over a reply that counts as an interruption."""
     max_utterance_seconds: float = Field(30.0, ge=1, le=300)
     """A longer utterance is committed as it stands."""
+    speculate: bool = True
+    """Begin answers while the caller pauses, on what was understood so far; nothing of them is
+    heard before the turn is over, and those that do not fit what was really said are thrown away:
+    faster answers for more requests to the language model and the voice."""
+    speculation_starts: int = Field(3, ge=1, le=20)
+    """Answers begun for one turn at most."""
+    speculation_strategy: Literal["overall", "end", "weighted"] = "end"
+    """How what an answer was begun on is compared with what was said: all of it, the last five
+    words, or both, the end weighing 0.7."""
     final_deadline_seconds: Seconds = 10.0
     """A final transcript that takes longer is given up; the last partial stands in."""
 

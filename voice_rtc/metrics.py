@@ -133,6 +133,13 @@ class Metrics:
         self.engine_restarts_total = self._counter(
             "engine_restarts_total", "Engine workers replaced.", "reason"
         )
+        # speculation
+        self.speculations_total = self._counter(
+            "speculations_total", "Answers begun before the turn was over, by result.", "result"
+        )
+        self.speculation_wasted_characters_total = self._counter(
+            "speculation_wasted_characters_total", "Of answers that were begun and not used."
+        )
         # media
         self.frames_received_total = self._tally(
             "frames_received", "Audio frames received and decoded."

@@ -20,7 +20,8 @@ async def serving(
     """A ready server on a free loopback port; fakes unless ``chosen`` or settings say else.
 
     Its callers live in the same event loop, and other tests on the same machine: how late the loop
-    is does not count, unless settings say so.
+    is does not count, unless settings say so. Nor does it answer before a turn is over: what the
+    language model was asked is what the story tells.
     """
 
     async def given(_settings: Settings, _report: Callable[[str], None]) -> EngineSet:
@@ -31,7 +32,10 @@ async def serving(
 
     http = {"host": "127.0.0.1", "port": 0, "drain_seconds": 0.0, **settings.pop("server", {})}
     pool = {"loop_lag_seconds": 60.0, **settings.pop("pool", {})}
-    merged = Settings(**{"engines": "fake", **settings, "server": http, "pool": pool})
+    turns = {"speculate": False, **settings.pop("turns", {})}
+    merged = Settings(
+        **{"engines": "fake", **settings, "server": http, "pool": pool, "turns": turns}
+    )
     async with running_server(merged, loader if chosen is None else given) as server:
         await ready(server)
         yield server

@@ -43,6 +43,7 @@ from voice_rtc.core.turns import (
     Interrupt,
     ManualCommit,
     OpenUtterance,
+    PartialHeard,
     ReplyAudible,
     ReplyDone,
     ReplyRequested,
@@ -481,10 +482,23 @@ class Call:
             self._replies.finish(event.reply)
         for action in self._turns.handle(event, self._context.now()):
             self._do(action, self._require_hearing())
+        self._speculate(event)
         if self._turns.floor is Floor.USER and self._hearing is not None:
             # Not before: speech over a reply may yet turn out to be nothing.
             self._hearing.announce(self._turns.utterance)
         self._set_timer()
+
+    def _speculate(self, event: Event) -> None:
+        speculating, floor = self._replies.speculating, self._turns.floor
+        if self._hearing is None or floor not in (Floor.USER, Floor.PAUSE):
+            return
+        if not self.settings.answers_by_itself or self._hearing.unsettled():
+            return
+        if isinstance(event, PartialHeard):
+            speculating.hear(event.text)
+        paused = floor is Floor.PAUSE
+        since = self._hearing.silent_since(self._turns.utterance) if paused else None
+        speculating.look(since, self._turns.next_deadline)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -505,14 +519,21 @@ class Call:
         match action:
             case OpenUtterance(utterance):
                 hearing.open(utterance)
+                self._replies.speculating.open()
             case DiscardUtterance(utterance):
                 hearing.discard(utterance)
+                self._replies.speculating.drop("withdrawn")
                 self._context.metrics.barge_ins_total.labels("false_alarm").inc()
             case CommitTurn(utterance, reply, end):
                 turn = hearing.commit(utterance, end)
                 self._unanswered = turn if reply is None else None
-                if reply is not None:
-                    self._replies.start(reply, self._replies.answer, hearing.unsettled(), turn)
+                if reply is None:
+                    self._replies.speculating.drop("withdrawn")
+                else:
+                    self._replies.start(
+                        reply, self._replies.answer, hearing.unsettled(), turn,
+                        begun=self._replies.speculating.take(),
+                    )  # fmt: skip
             case StartReply(reply):
                 self._start_requested(reply, hearing)
             case Interrupt(reply, reason):

@@ -86,9 +86,11 @@ class CallContext:
         if self.sink is not None:
             self.sink.emit(event)
 
-    def passed(self, turn: CallerTurn, point: Point) -> None:
-        """``turn`` is at ``point`` now: noted once, and the stage that it ends is counted."""
-        seconds = None if turn.clock is None else turn.clock.mark(point, self.now())
+    def passed(self, turn: CallerTurn, point: Point, at: float | None = None) -> None:
+        """``turn`` is at ``point`` now, or was ``at`` call seconds: noted once, and the stage that
+        it ends is counted."""
+        when = self.now() if at is None else at
+        seconds = None if turn.clock is None else turn.clock.mark(point, when)
         if seconds is None:
             return
         if point is Point.COMMITTED:

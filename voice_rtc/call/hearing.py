@@ -99,6 +99,11 @@ class Hearing:
         if turn is not None and turn.committed is None:
             turn.speech_end = None if started else at
 
+    def silent_since(self, utterance: int) -> float | None:
+        """Call seconds since when the caller pauses in it; None: they speak."""
+        turn = self._turns.get(utterance)
+        return turn.speech_end if turn is not None else None
+
     def discard(self, utterance: int) -> None:
         """It was nothing."""
         self._turns.pop(utterance, None)

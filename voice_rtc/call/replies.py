@@ -9,11 +9,13 @@ from secrets import token_hex
 
 from voice_rtc.call import events
 from voice_rtc.call.context import CallContext, CallerTurn
+from voice_rtc.call.draft import Draft
 from voice_rtc.call.figures import Figures
 from voice_rtc.call.reply import Reply, TextSource, Voice, perform
 from voice_rtc.call.speaker import Speaker
+from voice_rtc.call.speculating import Begun, Speculating
 from voice_rtc.call.state import ReplyWishes
-from voice_rtc.core.history import Item
+from voice_rtc.core.history import Item, said_by_user
 from voice_rtc.core.latency import Point
 from voice_rtc.core.turns import ReplyAudible, ReplyDone
 from voice_rtc.engines.base import LlmOptions, TextDelta
@@ -39,6 +41,9 @@ class Replies:
         )
         self._replies: dict[int, Reply] = {}
         self._answered: dict[int, CallerTurn] = {}
+        self._begun: dict[int, Begun] = {}
+        """Until they are judged."""
+        self.speculating = Speculating(context, partial(self.answer, None), can_speak)
         self._figures = Figures(context)
         self._was_cut = False
         self.unsettled: Callable[[], list[CallerTurn]] = list
@@ -46,8 +51,13 @@ class Replies:
         self.created = 0
         """Replies begun so far."""
 
-    async def answer(self, wishes: ReplyWishes | None = None) -> AsyncGenerator[str, None]:
-        """The language model's answer to the conversation as it stands."""
+    async def answer(
+        self, wishes: ReplyWishes | None = None, said: str = ""
+    ) -> AsyncGenerator[str, None]:
+        """The language model's answer to the conversation as it stands.
+
+        ``said`` is what the caller says just now and is not yet part of it.
+        """
         context = self._context
         instructions, options = context.settings.instructions, context.settings.llm
         if wishes is not None and wishes.instructions is not None:
@@ -55,6 +65,8 @@ class Replies:
         if wishes is not None and wishes.max_tokens is not None:
             options = LlmOptions(options.temperature, wishes.max_tokens)
         messages = context.conversation.messages(instructions)
+        if said:
+            messages = said_by_user(messages, said)
         stream = context.ports.engines.llm.stream(messages, options)
         async with aclosing(stream) as answer:
             async for event in answer:
@@ -70,17 +82,21 @@ class Replies:
         waiting: list[CallerTurn],
         answers: CallerTurn | None = None,
         wishes: ReplyWishes | None = None,
+        begun: Begun | None = None,
     ) -> None:
         """Begin reply ``number`` once the turns in ``waiting`` have their text.
 
         ``answers`` is the turn whose wait for an answer is measured. With ``wishes`` somebody asked
         for the reply. Without, only that turn called for it: when it turns out to be empty and
-        nothing that the caller said before is left without an answer, there is no reply.
+        nothing that the caller said before is left without an answer, there is no reply. ``begun``
+        is used instead of ``source`` where it answers that turn.
         """
         reply = Reply(number, f"resp_{token_hex(10)}", f"item_{token_hex(10)}", wishes)
         self._replies[number] = reply
         if answers is not None:
             self._answered[number] = answers
+        if begun is not None:
+            self._begun[number] = begun
         work = self._perform(reply, source, waiting)
         reply.task = self._context.spawn(work, f"reply-{number}")
 
@@ -96,6 +112,8 @@ class Replies:
         reply = self._replies.pop(number)
         if reply.task is not None:
             reply.task.cancel()
+        if (begun := self._begun.pop(number, None)) is not None:
+            self.speculating.give_up(begun, "withdrawn")
         turn = self._answered.pop(number, None)
         self._was_cut = reason == "barge_in"
         if reason != "cancelled":
@@ -138,6 +156,10 @@ class Replies:
 
     def close(self) -> None:
         """The call ends: what is still open is accounted for."""
+        self.speculating.drop("withdrawn")
+        for begun in self._begun.values():
+            self.speculating.give_up(begun, "withdrawn")
+        self._begun.clear()
         for number, reply in self._replies.items():
             self._figures.close(self._answered.get(number), reply, cut="call_ended")
         self._replies.clear()
@@ -148,6 +170,7 @@ class Replies:
     async def _perform(self, reply: Reply, source: TextSource, waiting: list[CallerTurn]) -> None:
         context = self._context
         await self._settled(waiting)
+        draft = self._judged(reply.number)
         if reply.wishes is None and not self._is_unanswered():
             words = self._instead_of_an_answer(waiting)
             if words is None:
@@ -157,10 +180,31 @@ class Replies:
         spoken = self._is_spoken(reply)
         self._create(reply, spoken)
         tts = context.ports.engines.tts if spoken else None
-        self._ask(reply.number)
-        await perform(reply, source, Voice(tts, context.settings.voice, self.speaker), self)
+        if draft is None:
+            self._ask(reply.number, context.now())
+        else:
+            self._ask(reply.number, draft.began)
+            source, tts = draft.text, draft.voice(tts) if tts is not None else None
+            reply.draft = draft
+        try:
+            await perform(reply, source, Voice(tts, context.settings.voice, self.speaker), self)
+        finally:
+            if draft is not None:
+                draft.cancel()
         if not spoken:
             context.signal(ReplyDone(reply.number))  # nobody plays it to its end
+
+    def _judged(self, number: int) -> Draft | None:
+        """What was begun for this reply, if it answers what the caller really said."""
+        begun, turn = self._begun.pop(number, None), self._answered.get(number)
+        if begun is None:
+            return None
+        text = turn.text if turn is not None else ""
+        result = begun.settle(text, self.speculating.asked())
+        if result == "kept":
+            return self.speculating.keep(begun)
+        self.speculating.give_up(begun, result)
+        return None
 
     async def _settled(self, turns: list[CallerTurn]) -> None:
         """Wait for the text of ``turns``, and of those that are committed meanwhile."""
@@ -197,10 +241,12 @@ class Replies:
     # Told by `perform`.
 
     def reply_first_token(self, reply: Reply) -> None:
-        self._pass(reply.number, Point.FIRST_TOKEN)
+        at = None if reply.draft is None else reply.draft.first_token
+        self._pass(reply.number, Point.FIRST_TOKEN, at)
 
     def reply_first_audio(self, reply: Reply) -> None:
-        self._pass(reply.number, Point.FIRST_AUDIO)
+        at = None if reply.draft is None else reply.draft.first_audio
+        self._pass(reply.number, Point.FIRST_AUDIO, at)
 
     def reply_text(self, reply: Reply, delta: str) -> None:
         if reply.number in self._replies:
@@ -213,14 +259,14 @@ class Replies:
         if reply.number in self._replies:
             self._context.emit(events.EngineFailed(engine, error))
 
-    def _ask(self, number: int) -> None:
+    def _ask(self, number: int, at: float) -> None:
         turn = self._answered.get(number)
         if turn is not None and turn.clock is not None:
-            turn.clock.ask(self._context.now())
+            turn.clock.ask(at)
 
-    def _pass(self, number: int, point: Point) -> None:
+    def _pass(self, number: int, point: Point, at: float | None = None) -> None:
         if number in self._answered:
-            self._context.passed(self._answered[number], point)
+            self._context.passed(self._answered[number], point, at)
 
     # Told by the speaker, from within the sender: dealt with in a task of the call.
 

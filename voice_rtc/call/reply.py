@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import soxr
 
+from voice_rtc.call.draft import Draft
 from voice_rtc.call.speaker import Speaker
 from voice_rtc.call.state import ReplyWishes
 from voice_rtc.core.audio import SEND_RATE_HZ, Samples
@@ -55,6 +56,8 @@ class Reply:
     spoken: bool = False
     """Not text only; known once created."""
     audible: bool = False
+    draft: Draft | None = None
+    """That it took over."""
     error: EngineError | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 

@@ -30,6 +30,11 @@ class CallSettings:
     spoken: bool = True
     """False: replies are text only."""
 
+    @property
+    def answers_by_itself(self) -> bool:
+        """Does a turn that is over get an answer without the client asking for it?"""
+        return self.rules.creates_reply and not self.manual_turns
+
     @classmethod
     def from_settings(cls, settings: Settings) -> CallSettings:
         """The server's defaults."""

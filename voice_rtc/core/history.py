@@ -137,9 +137,10 @@ class Conversation:
             content = _content(item)
             if not content:
                 continue
-            if item.role == "user" and messages and messages[-1].role == "user":
-                content = f"{messages.pop().content} {content}"
-            messages.append(Message(item.role, content))
+            if item.role == "user":
+                messages = said_by_user(messages, content)
+            else:
+                messages.append(Message(item.role, content))
         return messages
 
     def _previous(self, after: str | None) -> str | None:
@@ -159,6 +160,13 @@ class Conversation:
         for entry in (settled or others)[:1]:
             del self._items[entry.id]
             self.dropped += 1
+
+
+def said_by_user(messages: list[Message], text: str) -> list[Message]:
+    """``messages`` and what the user said then: with what they said before, if that is the end."""
+    if messages and messages[-1].role == "user":
+        return [*messages[:-1], Message("user", f"{messages[-1].content} {text}")]
+    return [*messages, Message("user", text)]
 
 
 def _content(item: Item) -> str:
