@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from signaling.main import Server
 from tests.support.audio import tone
 from tests.support.caller import Caller, calling
@@ -167,20 +169,42 @@ async def test_a_noise_without_words_is_not_answered() -> None:
         assert caller.types().count("response.created") == 1
 
 
-async def test_a_caller_who_goes_on_before_the_reply_is_heard_is_answered_once() -> None:
+@pytest.mark.parametrize(
+    ("second", "whole"), [("Two.", "One. Two."), ("", "One.")], ids=["words", "noise"]
+)
+async def test_a_caller_who_goes_on_before_the_reply_is_heard_is_answered_once(
+    second: str, whole: str
+) -> None:
     slow = EchoLlm((), first_seconds=0.8, delay=asyncio.sleep)
-    chosen = EngineSet(ThresholdVad(), ScriptedStt(("One.", "Two.")), slow, ToneTts())
+    chosen = EngineSet(ThresholdVad(), ScriptedStt(("One.", second)), slow, ToneTts())
     async with call(chosen, turns={"min_pause_seconds": 0.3, "max_pause_seconds": 0.3}) as (
         server,
         caller,
     ):
         await speak(caller)
         await caller.event("response.created")
-        await speak(caller)
+        before = await speak(caller)
         done = await caller.event("response.done", lambda e: e["response"]["status"] == "completed")
         spoken = done["response"]["output"][0]["content"][0]["transcript"]
-        assert "One. Two." in spoken  # both halves reached the model as one message
+        assert spoken.count(whole) == 1 and "None" not in spoken  # the model got one message
+        assert await transcript(caller, before) == whole
         assert count(server, "barge_ins_total", kind="resumed") == 1
+        assert count(server, "turns_reopened_total") == 1 == count(server, "response_seconds_count")
+        items = next(iter(server.registry.calls())).conversation.items()
+        assert [(item.text, item.heard_ms) for item in items[:2]] == [(whole, None), ("", 0)]
+        assert [item.role for item in items] == ["user", "assistant", "assistant"]
+        told = [e for _, e in caller.events if e["type"] == "input_audio_buffer.committed"]
+        assert [event["item_id"] for event in told] == [items[0].id] * 2
+        added = [
+            e["item"]["id"] for _, e in caller.events if e["type"] == "conversation.item.added"
+        ]
+        assert added == [item.id for item in items]
+        deltas = [
+            e["delta"]
+            for _, e in caller.events
+            if e["type"] == "conversation.item.input_audio_transcription.delta"
+        ]
+        assert "".join(deltas) == whole
 
 
 async def test_the_greeting_is_spoken_first() -> None:

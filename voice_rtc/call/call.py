@@ -100,7 +100,7 @@ class Call:
         self._replies = Replies(self._context, self._can_speak)
         self._waiting_room = WaitingRoom(self._context, self._can_speak)
         self.peer = Peer(peer, self, ports.metrics)
-        self._turns = TurnMachine(self.settings.rules)
+        self._turns = TurnMachine(self.settings.rules, self._context.endpointing)
         # Few and quickly dealt with; were they ever to pile up, the newest state is what counts.
         self._signals: Inbox[Event] = Inbox(_SIGNALS, Policy.DROP_OLDEST)
         self._context.signal = self._signals.put
@@ -474,6 +474,8 @@ class Call:
             self._replies.mark_audible(event.reply)
         elif isinstance(event, ReplyDone):
             self._replies.finish(event.reply)
+        elif isinstance(event, SpeechStopped):  # it may be the answer to a question
+            self._context.endpointing.replied(self.conversation.last_said())
         for action in self._turns.handle(event, self._context.now()):
             self._do(action, self._require_hearing())
         if self._turns.floor is Floor.USER and self._hearing is not None:
@@ -498,8 +500,8 @@ class Call:
 
     def _do(self, action: Action, hearing: Hearing) -> None:
         match action:
-            case OpenUtterance(utterance):
-                hearing.open(utterance)
+            case OpenUtterance(utterance, continues):
+                hearing.open(utterance, continues)
             case DiscardUtterance(utterance):
                 hearing.discard(utterance)
                 self._context.metrics.barge_ins_total.labels("false_alarm").inc()

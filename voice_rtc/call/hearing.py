@@ -14,7 +14,14 @@ from voice_rtc.core.history import Item
 from voice_rtc.core.turns import PartialHeard
 from voice_rtc.core.vad import GateSettings, SpeechEdge
 from voice_rtc.engines.base import Final, Partial, SttFailed, VadSession
-from voice_rtc.errors import BadRequest, EngineCrashed, EngineError, EngineTimeout
+from voice_rtc.errors import (
+    BadRequest,
+    EngineCrashed,
+    EngineError,
+    EngineTimeout,
+    StateError,
+    UnknownItem,
+)
 from voice_rtc.inbox import Inbox
 from voice_rtc.pool.lease import Lease
 
@@ -31,6 +38,8 @@ class Hearing:
         self._turns: dict[int, CallerTurn] = {}
         self._finals: dict[int, asyncio.Future[Final]] = {}
         self._taken_until = 0
+        self._newest: CallerTurn | None = None
+        """The turn committed last."""
         self.committed = 0
         """Turns committed so far."""
         self.apply_settings()
@@ -74,14 +83,23 @@ class Hearing:
         self._listener.set_gate(self._gate())
         self._lease.session.configure(settings.stt)
 
-    def open(self, utterance: int) -> None:
-        """The caller began to speak a moment ago."""
+    def open(self, utterance: int, continues: int | None = None) -> None:
+        """The caller began to speak a moment ago, maybe going on with the turn committed last."""
         turns = self._context.ports.settings.turns
         before = turns.prefix_seconds + turns.speech_start_seconds
-        self._turns[utterance] = self._new_turn(utterance)
+        turn = self._turns[utterance] = self._new_turn(utterance)
+        if continues is not None:
+            self._reopen(turn, continues)
         start = self._listener.at - round(before * LISTEN_RATE_HZ)
         # Never what an earlier turn was transcribed from: its last words would come twice.
         self._listener.begin(utterance, max(start, self._taken_until))
+
+    def _reopen(self, turn: CallerTurn, continues: int) -> None:
+        earlier = self._newest
+        if earlier is None or earlier.utterance != continues:
+            raise StateError(f"utterance {continues} is not the turn committed last")
+        turn.continues, turn.item_id = earlier, earlier.item_id
+        self._context.metrics.turns_reopened_total.inc()
 
     def announce(self, utterance: int) -> None:
         """Tell the client that the caller speaks; once per turn."""
@@ -133,15 +151,30 @@ class Hearing:
         self.announce(utterance)
         turn.committed = context.now()
         turn.speech_end = turn.speech_end or turn.committed
-        self.committed += 1
-        context.metrics.turns_total.labels(end).inc()
+        self._newest = turn
+        if turn.continues is None:  # a turn that was reopened is still one
+            self.committed += 1
+            context.metrics.turns_total.labels(end).inc()
         turn.times["endpoint"] = max(0.0, turn.committed - turn.speech_end)
         context.metrics.endpoint_wait_seconds.observe(turn.times["endpoint"])
         context.emit(events.CallerSpeechStopped(turn.item_id, round(turn.speech_end * 1000)))
-        after = context.conversation.add(Item(turn.item_id, "user", True, None, "completed"))
-        context.emit(events.TurnCommitted(turn.item_id, after))
+        self._enter(turn)
         context.spawn(self._settle(turn, turn.committed), f"settle-{utterance}")
         return turn
+
+    def _enter(self, turn: CallerTurn) -> None:
+        """Make the turn an item, unless it is one since an earlier part of it was committed."""
+        context, item_id = self._context, turn.item_id
+        if turn.continues is not None:
+            try:
+                before = context.conversation.previous_id(item_id)
+            except UnknownItem:  # the client deleted what was said before, not what was said since
+                turn.continues = None
+            else:
+                context.emit(events.TurnCommitted(item_id, before, reopened=True))
+                return
+        after = context.conversation.add(Item(item_id, "user", True, None, "completed"))
+        context.emit(events.TurnCommitted(item_id, after))
 
     @property
     def speaking(self) -> bool:
@@ -163,8 +196,9 @@ class Hearing:
     ) -> None:
         turn.partial = text
         if turn.announced and turn.committed is None:
-            self._context.emit(events.CallerPartial(turn.item_id, text))
-            handle(PartialHeard(text))
+            whole = _so_far(turn)
+            self._context.emit(events.CallerPartial(turn.item_id, whole))
+            handle(PartialHeard(whole))
 
     def _take_failure(self, turn: CallerTurn, failed: SttFailed) -> None:
         error = failed.error if isinstance(failed.error, EngineError) else EngineCrashed()
@@ -177,6 +211,18 @@ class Hearing:
 
     async def _settle(self, turn: CallerTurn, committed: float) -> None:
         """Wait for the transcript of a committed turn, whatever becomes of it."""
+        said = await self._transcribed(turn, committed)
+        earlier = turn.continues
+        if earlier is not None:
+            await earlier.settled.wait()
+            turn.continues = None
+        self._conclude(turn, said, earlier.text if earlier is not None else "")
+        del self._finals[turn.utterance]
+        self._turns.pop(turn.utterance, None)
+        turn.settled.set()
+
+    async def _transcribed(self, turn: CallerTurn, committed: float) -> Final:
+        """The transcript of this part, or its newest partial; then the turn has a failure."""
         context = self._context
         final = self._finals[turn.utterance]
         if turn.failure is not None and not final.done():
@@ -185,33 +231,28 @@ class Hearing:
             async with asyncio.timeout(context.ports.settings.turns.final_deadline_seconds):
                 result = await final
         except TimeoutError:
-            error: EngineError = EngineTimeout("the transcript took too long")
+            turn.failure = error = EngineTimeout("the transcript took too long")
             context.count_failure("stt", error)
             self._listener.discard(turn.utterance)  # else it would keep live turns waiting
-            self._fall_back(turn, error)
         except EngineError as caught:
-            self._fall_back(turn, caught)
+            turn.failure = caught
         else:
             turn.times["stt"] = context.now() - committed
+            context.endpointing.took(turn.times["stt"])
             context.metrics.stage_seconds.labels("stt").observe(turn.times["stt"])
-            self._conclude(turn, result.text.strip(), result.audio_seconds)
-        del self._finals[turn.utterance]
-        self._turns.pop(turn.utterance, None)
-        turn.settled.set()
+            return result
+        return Final(turn.utterance, turn.partial, 0.0)
 
-    def _fall_back(self, turn: CallerTurn, error: EngineError) -> None:
-        """Use the newest partial; say so when there is none."""
-        turn.failure = error
-        if turn.partial.strip():
-            self._conclude(turn, turn.partial.strip(), 0.0)
+    def _conclude(self, turn: CallerTurn, said: Final, earlier: str) -> None:
+        context = self._context
+        turn.text = _joined(earlier, said.text)
+        context.set_item(turn.item_id, text=turn.text)
+        if turn.failure is not None and not turn.text:
+            context.emit(events.CallerTranscriptFailed(turn.item_id, turn.failure))
         else:
-            self._context.set_item(turn.item_id, text="")
-            self._context.emit(events.CallerTranscriptFailed(turn.item_id, error))
-
-    def _conclude(self, turn: CallerTurn, text: str, audio_seconds: float) -> None:
-        turn.text = text
-        self._context.set_item(turn.item_id, text=text)
-        self._context.emit(events.CallerTranscript(turn.item_id, text, audio_seconds))
+            context.emit(
+                events.CallerTranscript(turn.item_id, turn.text, said.audio_seconds, earlier)
+            )
 
     @property
     def voiced_until(self) -> float:
@@ -232,3 +273,14 @@ class Hearing:
             start_seconds=turns.speech_start_seconds,
             stop_seconds=turns.speech_stop_seconds,
         )
+
+
+def _so_far(turn: CallerTurn) -> str:
+    """What the turn sounds like, with what it continues."""
+    if turn.settled.is_set():
+        return turn.text
+    return _joined(_so_far(turn.continues) if turn.continues is not None else "", turn.partial)
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(part.strip() for part in parts if part.strip())
