@@ -252,6 +252,9 @@ class TurnSettings(Section):
     reopen_seconds: float = Field(2.0, ge=0, le=30)
     """A caller who goes on so soon after the turn was ended, before the reply was heard, reopens
     it: the reply is taken back, and both parts are answered as one."""
+    model: Path | None = None
+    """ONNX file of Smart-Turn v3 (pipecat-ai/smart-turn-v3): it hears in the voice whether the
+    caller is finished, and counts for a third beside the words. One inference in each pause."""
     barge_in_seconds: float = Field(0.3, gt=0, le=5)
     """Speech over a reply that counts as an interruption."""
     max_utterance_seconds: float = Field(30.0, ge=1, le=300)

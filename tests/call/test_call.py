@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,9 @@ from signaling.main import Server
 from tests.support.audio import tone
 from tests.support.caller import Caller, calling
 from tests.support.server import serving
-from voice_rtc.core.audio import rms_dbfs, silence
+from voice_rtc.core.audio import LISTEN_RATE_HZ, rms_dbfs, silence
 from voice_rtc.engines.base import EngineSet, LlmEvent, Usage
-from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
+from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ScriptedTurnModel, ThresholdVad, ToneTts
 from voice_rtc.errors import EngineCrashed, EngineError, LlmError
 
 LONG_REPLY = "This is the first sentence of it. And this is the second one, which is not short."
@@ -205,6 +206,26 @@ async def test_a_caller_who_goes_on_before_the_reply_is_heard_is_answered_once(
             if e["type"] == "conversation.item.input_audio_transcription.delta"
         ]
         assert "".join(deltas) == whole
+
+
+async def test_a_turn_model_hears_every_pause_and_may_fail() -> None:
+    model = ScriptedTurnModel((0.0, EngineCrashed("the model died")))
+    chosen = replace(engines(), turn=model)
+    async with call(chosen) as (server, caller):
+        for number in (1, 2):
+            before = await speak(caller)
+            await caller.event("output_audio_buffer.stopped", after=before)
+            assert len(model.asked) == number
+        heard = [samples / LISTEN_RATE_HZ for samples, _ in model.asked]
+        assert all(0.8 < seconds < 2.0 for seconds in heard)  # of this turn, and no more
+        assert [text for _, text in model.asked] == ["Hello."] * 2
+        waits = [
+            event["endpoint_ms"]
+            for _, event in caller.events
+            if event["type"] == "voice_rtc.turn.metrics"
+        ]
+        assert waits[0] > waits[1] >= 500  # a voice that goes on is waited for
+        assert count(server, "engine_failures_total", engine="turn", code="engine_crashed") == 1
 
 
 async def test_the_greeting_is_spoken_first() -> None:

@@ -155,6 +155,33 @@ def test_what_is_said_with_a_number_is_no_dictation():
     assert pause("It is 555 1234.", asked="What is your phone number?") == SHORTEST
 
 
+# ------------------------------------------------------------------------------ the voice
+
+
+def test_a_voice_that_sounds_finished_or_not_counts_for_a_third():
+    endpointing = Endpointing()
+    endpointing.partial("go to paris")
+    endpointing.judged(0.0)
+    assert endpointing.pause(SHORTEST, LONGEST) == pytest.approx(USUAL + 0.35 * 0.875 * 1.5)
+    endpointing.judged(1.0)
+    assert SHORTEST < endpointing.pause(SHORTEST, LONGEST) < USUAL
+
+
+def test_a_voice_does_not_make_a_short_answer_longer():
+    endpointing = Endpointing()
+    endpointing.partial("Yeah.")
+    endpointing.judged(0.0)
+    assert endpointing.pause(SHORTEST, LONGEST) == SHORTEST
+
+
+def test_a_voice_is_forgotten_with_its_pause():
+    endpointing = Endpointing()
+    endpointing.partial("go to paris")
+    endpointing.judged(0.0)
+    endpointing.went_on(0.5)
+    assert endpointing.pause(SHORTEST, LONGEST) == pytest.approx(USUAL)
+
+
 # --------------------------------------------------------------- the caller's own pauses
 
 
@@ -233,7 +260,7 @@ def test_every_pause_is_within_the_rules():
     texts = ["", "yes", "Yes.", "well...", "1 2 3", "go to", "um.", "and so", "a,", "嗯…"]
     endpointing = Endpointing()
     for _ in range(3000):
-        match int(random.integers(6)):
+        match int(random.integers(7)):
             case 0:
                 endpointing.begin()
             case 1:
@@ -243,6 +270,8 @@ def test_every_pause_is_within_the_rules():
             case 3:
                 endpointing.went_on(float(random.random() * 5 - 1))
             case 4:
+                endpointing.judged(float(random.random()))
+            case 5:
                 endpointing.took(float(random.random() * 3))
             case _:
                 shortest = float(random.random() * 2)

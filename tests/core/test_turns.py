@@ -28,6 +28,7 @@ from voice_rtc.core.turns import (
     SpeechStarted,
     SpeechStopped,
     StartReply,
+    TurnJudged,
     TurnMachine,
     TurnRules,
 )
@@ -113,6 +114,23 @@ def test_the_pace_holds_for_both_pauses():
     assert machine.next_deadline == pytest.approx(5.0)
     play(machine, (1.2, PartialHeard("and so on.")))
     assert machine.next_deadline == pytest.approx(2.0)
+
+
+def test_a_voice_that_sounds_unfinished_is_waited_for():
+    machine = TurnMachine(BY_WORDS)
+    play(machine, started(0.0), (0.9, PartialHeard("Hello.")), stopped(1.0))
+    play(machine, (1.3, TurnJudged(1.0, 0.0)))
+    assert machine.next_deadline == pytest.approx(1.5 + 0.35 * 1.5)
+    play(machine, (1.35, TurnJudged(1.0, 1.0)))
+    assert machine.next_deadline == pytest.approx(1.5)
+
+
+def test_what_was_heard_in_an_earlier_pause_says_nothing_about_this_one():
+    machine = TurnMachine(BY_WORDS)
+    play(machine, started(0.0), (0.9, PartialHeard("Hello.")), stopped(1.0))
+    play(machine, (1.3, TurnJudged(1.0, 0.0)), started(1.4), stopped(3.0))
+    play(machine, (3.2, TurnJudged(1.0, 0.0)))
+    assert machine.next_deadline == pytest.approx(3.5)
 
 
 def test_a_caller_who_pauses_long_and_goes_on_is_given_more_time():
@@ -280,6 +298,14 @@ def test_what_the_client_committed_is_not_reopened():
     asked = TurnMachine(RULES)
     play(asked, started(0.0), stopped(1.0), (1.1, ReplyRequested()))
     assert play(asked, started(1.5))[0] == (1.5, OpenUtterance(2))
+
+
+def test_speech_over_a_polite_reply_ends_the_time_to_reopen_the_turn_before():
+    machine = thinking(POLITE)
+    play(machine, started(2.2), stopped(2.4), (2.5, ManualCommit()))
+    assert (machine.floor, machine.utterance) == (Floor.THINKING, 2)
+    machine.rules = RULES
+    assert play(machine, started(2.8))[0] == (2.8, OpenUtterance(3))
 
 
 def test_a_cough_that_reopened_the_turn_is_judged_by_the_words_before_it():
@@ -581,8 +607,8 @@ def test_cancelling_in_an_overlap_gives_the_caller_the_floor():
 # --------------------------------------------------------------------------------- the table
 
 EVENTS: list[Event] = [
-    SpeechStarted(9.0), SpeechStopped(9.0), PartialHeard("x"), ReplyAudible(1), ReplyDone(1),
-    DeadlineReached(), ManualCommit(), ReplyRequested(), CancelRequested(),
+    SpeechStarted(9.0), SpeechStopped(9.0), PartialHeard("x"), TurnJudged(9.0, 0.5),
+    ReplyAudible(1), ReplyDone(1), DeadlineReached(), ManualCommit(), ReplyRequested(), CancelRequested(),
 ]  # fmt: skip
 
 
@@ -625,14 +651,17 @@ def test_something_that_is_no_event_changes_nothing(floor):
 # ------------------------------------------------------------------------------ random events
 
 
-def random_event(random: np.random.Generator, machine: TurnMachine, now: float) -> Event:
+def random_event(
+    random: np.random.Generator, machine: TurnMachine, now: float, stopped_at: float
+) -> Event:
     reply = int(random.integers(0, machine.reply + 2))
     voiced = None if random.random() < 0.5 else now - random.random() * 0.5
     speech = [SpeechStarted(now - 0.1), SpeechStopped(now - 0.2), PartialHeard("Well, yes.")]
+    judged = TurnJudged(stopped_at, float(random.random()))
     replies = [ReplyAudible(reply), ReplyAudible(machine.reply), ReplyDone(reply)]
     wishes = [ManualCommit(), ReplyRequested(), CancelRequested(), DeadlineReached(voiced)]
-    weights = np.array([5, 5, 2, 1, 3, 1, 0.3, 1, 0.3, 4])
-    events = [*speech, *replies, *wishes]
+    weights = np.array([5, 5, 2, 1, 3, 1, 0.3, 1, 0.3, 4, 1])
+    events = [*speech, *replies, *wishes, judged]
     return events[int(random.choice(len(events), p=weights / weights.sum()))]
 
 
@@ -725,7 +754,7 @@ class Watch:
 def test_what_must_always_hold(seed):
     random = np.random.default_rng(seed)
     machine, twin = TurnMachine(BY_WORDS), TurnMachine(BY_WORDS)
-    watch, now, floors = Watch(machine), 0.0, set()
+    watch, now, stopped_at, floors = Watch(machine), 0.0, 0.0, set()
     for _ in range(1000):
         now += float(random.random() * random.choice([0.05, 1.0, 20.0], p=[0.6, 0.35, 0.05]))
         if random.random() < 0.02:
@@ -736,7 +765,9 @@ def test_what_must_always_hold(seed):
                 manual=bool(random.random() < 0.1),
             )
             machine.rules = twin.rules = rules
-        event = random_event(random, machine, now)
+        event = random_event(random, machine, now, stopped_at)
+        if isinstance(event, SpeechStopped):
+            stopped_at = event.at_seconds
         actions = machine.handle(event, now)
         assert twin.handle(event, now) == actions and repr(twin) == repr(machine)
         watch.after(event, actions)

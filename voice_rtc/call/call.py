@@ -106,6 +106,7 @@ class Call:
         self._context.signal = self._signals.put
         self._context.end = self.end
         self._timer: asyncio.TimerHandle | None = None
+        self._judging: asyncio.Task[None] | None = None
         self._end: asyncio.Future[str] = self._context.loop.create_future()
         self._hearing: Hearing | None = None
         self._lease: Lease | None = None
@@ -481,7 +482,17 @@ class Call:
         if self._turns.floor is Floor.USER and self._hearing is not None:
             # Not before: speech over a reply may yet turn out to be nothing.
             self._hearing.announce(self._turns.utterance)
+        if isinstance(event, SpeechStopped) and self._turns.floor is Floor.PAUSE:
+            self._judge(event.at_seconds)
         self._set_timer()
+
+    def _judge(self, stopped_at: float) -> None:
+        if self._judging is not None:
+            self._judging.cancel()  # about a pause that is over
+            self._judging = None
+        if self._context.ports.engines.turn is not None:
+            work = self._require_hearing().judge(self._turns.utterance, stopped_at, self._handle)
+            self._judging = self._context.spawn(work, "judge")
 
     def _set_timer(self) -> None:
         if self._timer is not None:

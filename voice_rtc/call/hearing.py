@@ -11,7 +11,7 @@ from voice_rtc.call.context import CallContext, CallerTurn
 from voice_rtc.call.listener import Listener
 from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm
 from voice_rtc.core.history import Item
-from voice_rtc.core.turns import PartialHeard
+from voice_rtc.core.turns import PartialHeard, TurnJudged
 from voice_rtc.core.vad import GateSettings, SpeechEdge
 from voice_rtc.engines.base import Final, Partial, SttFailed, VadSession
 from voice_rtc.errors import (
@@ -34,10 +34,14 @@ class Hearing:
     def __init__(self, context: CallContext, vad: VadSession, lease: Lease) -> None:
         self._context = context
         self._lease = lease
-        self._listener = Listener(vad, lease.session, self._gate())
+        self._model = context.ports.engines.turn
+        heard = self._model.heard_seconds if self._model is not None else 0.0
+        self._listener = Listener(vad, lease.session, self._gate(), heard)
         self._turns: dict[int, CallerTurn] = {}
         self._finals: dict[int, asyncio.Future[Final]] = {}
         self._taken_until = 0
+        self._began = 0
+        """First sample of the turn that was opened last."""
         self._newest: CallerTurn | None = None
         """The turn committed last."""
         self.committed = 0
@@ -92,7 +96,10 @@ class Hearing:
             self._reopen(turn, continues)
         start = self._listener.at - round(before * LISTEN_RATE_HZ)
         # Never what an earlier turn was transcribed from: its last words would come twice.
-        self._listener.begin(utterance, max(start, self._taken_until))
+        start = max(start, self._taken_until)
+        if continues is None:
+            self._began = start
+        self._listener.begin(utterance, start)
 
     def _reopen(self, turn: CallerTurn, continues: int) -> None:
         earlier = self._newest
@@ -175,6 +182,23 @@ class Hearing:
                 return
         after = context.conversation.add(Item(item_id, "user", True, None, "completed"))
         context.emit(events.TurnCommitted(item_id, after))
+
+    async def judge(
+        self, utterance: int, stopped_at: float, handle: Callable[[TurnJudged], None]
+    ) -> None:
+        """Ask the turn model, if there is one, about the pause that began at ``stopped_at``."""
+        turn, model = self._turns.get(utterance), self._model
+        if turn is None or model is None:
+            return
+        newest = self._listener.at - round(model.heard_seconds * LISTEN_RATE_HZ)
+        try:
+            found = await model.completeness(
+                self._listener.since(max(self._began, newest)), _so_far(turn)
+            )
+        except EngineError as error:  # the words alone decide
+            self._context.count_failure("turn", error)
+        else:
+            handle(TurnJudged(stopped_at, found))
 
     @property
     def speaking(self) -> bool:

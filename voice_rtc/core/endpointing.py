@@ -28,8 +28,11 @@ rules allow:
    what callers of others complain about most.
 4. **Dictation** (digits or letters one by one, or any number where the agent asked for one) has
    pauses between its groups, full stop or not: the doubt is 0.5 at least.
-5. **The caller's own pauses**: a slow speaker gets more time, a fast one less. See `went_on`.
-6. **The floor**: a pause is never shorter than this call's recognition takes, and 0.1 s
+5. **A turn model** (`judged`), where there is one, has heard the voice: its doubt counts 0.35, that
+   of the words 0.65 (RealtimeVoiceChat's weights). Short answers are exempt: such models take
+   "Yeah." for a beginning.
+6. **The caller's own pauses**: a slow speaker gets more time, a fast one less. See `went_on`.
+7. **The floor**: a pause is never shorter than this call's recognition takes, and 0.1 s
    (RealtimeVoiceChat's margin). Until then the last words may be missing from the partial, and a
    turn would be ended by what the sentence looked like before them. See `took`.
 
@@ -71,6 +74,7 @@ _SHORT_WORDS = 2
 _SHORT_CHARACTERS = 4  # of a script without spaces
 _DICTATED_TOKENS = 3
 _DICTATED_DIGITS = 5
+_VOICE_WEIGHT = 0.35
 
 _WRAPPING = " \t\r\n\"'”’»)]}*_"
 _QUESTIONS = ("?", "？", "؟", "\u037e")  # the last is the Greek one, which looks like ";"
@@ -161,6 +165,7 @@ class Endpointing:
         self._doubts: deque[float] = deque(maxlen=_SAME_WORDS)
         self._pauses: deque[float] = deque(maxlen=_PAUSES)
         self._unproved: float | None = None
+        self._voice: float | None = None
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         self._was_asked = False
         self._asked_for_digits = False
@@ -169,7 +174,7 @@ class Endpointing:
 
     def begin(self) -> None:
         """A new turn: nothing of it was understood yet."""
-        self._text, self._tokens, self._unproved = "", [], None
+        self._text, self._tokens, self._unproved, self._voice = "", [], None, None
         self._doubts.clear()
 
     def partial(self, text: str) -> None:
@@ -195,6 +200,11 @@ class Endpointing:
         ever be known, and the more hastily turns were ended, the shorter they would seem.
         """
         self._unproved = max(0.0, seconds)
+        self._voice = None
+
+    def judged(self, completeness: float) -> None:
+        """In this pause the caller sounds finished with this probability."""
+        self._voice = 1.0 - completeness
 
     def took(self, seconds: float) -> None:
         """The transcript of a turn came ``seconds`` after its end."""
@@ -222,8 +232,10 @@ class Endpointing:
         return median(self._latencies) + _MARGIN_SECONDS if self._latencies else 0.0
 
     def _doubt(self) -> float:
-        read = sum(self._doubts) / len(self._doubts) if self._doubts else _NO_IDEA
-        return max(read, _DICTATED) if self._is_dictation() else read
+        found = sum(self._doubts) / len(self._doubts) if self._doubts else _NO_IDEA
+        if self._voice is not None:
+            found += (self._voice - found) * _VOICE_WEIGHT
+        return max(found, _DICTATED) if self._is_dictation() else found
 
     def _slowness(self, shortest: float, longest: float) -> float:
         """Factor by which this caller's pauses are longer than what is taken for usual.

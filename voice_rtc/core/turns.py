@@ -141,6 +141,16 @@ class PartialHeard:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnJudged:
+    """A model heard whether the caller is finished, in the pause that began then."""
+
+    stopped_at_seconds: float
+    """`SpeechStopped.at_seconds` of the pause."""
+    completeness: float
+    """Probability, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyAudible:
     """The first audible sample of the reply was handed to the sender."""
 
@@ -185,6 +195,7 @@ Event = (
     SpeechStarted
     | SpeechStopped
     | PartialHeard
+    | TurnJudged
     | ReplyAudible
     | ReplyDone
     | DeadlineReached
@@ -371,6 +382,12 @@ class TurnMachine:
     def _weigh_again(self, event: PartialHeard, now: float) -> list[Action]:
         self._endpointing.partial(event.text)
         if self._stopped_at is not None:
+            self._to_pause(self._stopped_at)
+        return []
+
+    def _weigh_voice(self, event: TurnJudged, now: float) -> list[Action]:
+        if event.stopped_at_seconds == self._stopped_at:  # else it is about a pause that is over
+            self._endpointing.judged(event.completeness)
             self._to_pause(self._stopped_at)
         return []
 
@@ -581,6 +598,7 @@ class TurnMachine:
         (Floor.IDLE, SpeechStarted): _take_floor,
         (Floor.IDLE, SpeechStopped): _ignore,
         (Floor.IDLE, PartialHeard): _ignore,
+        (Floor.IDLE, TurnJudged): _ignore,
         (Floor.IDLE, ReplyAudible): _ignore,
         (Floor.IDLE, ReplyDone): _ignore,
         (Floor.IDLE, DeadlineReached): _ignore,
@@ -590,6 +608,7 @@ class TurnMachine:
         (Floor.USER, SpeechStarted): _ignore,
         (Floor.USER, SpeechStopped): _pause,
         (Floor.USER, PartialHeard): _note,
+        (Floor.USER, TurnJudged): _ignore,
         (Floor.USER, ReplyAudible): _ignore,
         (Floor.USER, ReplyDone): _ignore,
         (Floor.USER, DeadlineReached): _cut_long,
@@ -599,6 +618,7 @@ class TurnMachine:
         (Floor.PAUSE, SpeechStarted): _go_on,
         (Floor.PAUSE, SpeechStopped): _ignore,
         (Floor.PAUSE, PartialHeard): _weigh_again,
+        (Floor.PAUSE, TurnJudged): _weigh_voice,
         (Floor.PAUSE, ReplyAudible): _ignore,
         (Floor.PAUSE, ReplyDone): _ignore,
         (Floor.PAUSE, DeadlineReached): _end_turn,
@@ -608,6 +628,7 @@ class TurnMachine:
         (Floor.THINKING, SpeechStarted): _resume_turn,
         (Floor.THINKING, SpeechStopped): _ignore,
         (Floor.THINKING, PartialHeard): _ignore,
+        (Floor.THINKING, TurnJudged): _ignore,
         (Floor.THINKING, ReplyAudible): _become_audible,
         (Floor.THINKING, ReplyDone): _finish_reply,
         (Floor.THINKING, DeadlineReached): _ignore,
@@ -617,6 +638,7 @@ class TurnMachine:
         (Floor.AGENT, SpeechStarted): _overlap,
         (Floor.AGENT, SpeechStopped): _ignore,
         (Floor.AGENT, PartialHeard): _ignore,
+        (Floor.AGENT, TurnJudged): _ignore,
         (Floor.AGENT, ReplyAudible): _ignore,
         (Floor.AGENT, ReplyDone): _finish_reply,
         (Floor.AGENT, DeadlineReached): _ignore,
@@ -626,6 +648,7 @@ class TurnMachine:
         (Floor.OVERLAP, SpeechStarted): _speak_on,
         (Floor.OVERLAP, SpeechStopped): _stop_over_reply,
         (Floor.OVERLAP, PartialHeard): _note,
+        (Floor.OVERLAP, TurnJudged): _ignore,
         (Floor.OVERLAP, ReplyAudible): _become_audible,
         (Floor.OVERLAP, ReplyDone): _finish_in_overlap,
         (Floor.OVERLAP, DeadlineReached): _barge_in,
