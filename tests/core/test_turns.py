@@ -608,7 +608,8 @@ def test_cancelling_in_an_overlap_gives_the_caller_the_floor():
 
 EVENTS: list[Event] = [
     SpeechStarted(9.0), SpeechStopped(9.0), PartialHeard("x"), TurnJudged(9.0, 0.5),
-    ReplyAudible(1), ReplyDone(1), DeadlineReached(), ManualCommit(), ReplyRequested(), CancelRequested(),
+    ReplyAudible(1), ReplyDone(1), DeadlineReached(), ManualCommit(), ReplyRequested(),
+    CancelRequested(),
 ]  # fmt: skip
 
 
