@@ -254,7 +254,8 @@ class TurnSettings(Section):
     it: the reply is taken back, and both parts are answered as one."""
     model: Path | None = None
     """ONNX file of Smart-Turn v3 (pipecat-ai/smart-turn-v3): it hears in the voice whether the
-    caller is finished, and counts for a third beside the words. One inference in each pause."""
+    caller is finished, and counts for a third beside the words. One inference in each pause; each
+    call keeps 8 s of its audio (256 KB)."""
     barge_in_seconds: float = Field(0.3, gt=0, le=5)
     """Speech over a reply that counts as an interruption."""
     max_utterance_seconds: float = Field(30.0, ge=1, le=300)
