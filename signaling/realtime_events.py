@@ -124,9 +124,10 @@ class RealtimeEvents:
     @render.register
     def _(self, event: events.TurnCommitted) -> list[Json]:
         after = {"previous_item_id": event.after}
+        added = {"type": "conversation.item.added", "item": self._item(event.item_id), **after}
         return [
             {"type": "input_audio_buffer.committed", "item_id": event.item_id, **after},
-            {"type": "conversation.item.added", "item": self._item(event.item_id), **after},
+            *([] if event.reopened else [added]),
         ]
 
     @render.register
@@ -145,13 +146,14 @@ class RealtimeEvents:
             "transcript": event.text,
             "usage": {"type": "duration", "seconds": round(event.audio_seconds, 3)},
         }
-        delta = {"type": f"{kind}.delta", **place, "delta": event.text}
+        news = event.text.removeprefix(event.earlier)
+        delta = {"type": f"{kind}.delta", **place, "delta": news}
         item_done = {
             "type": "conversation.item.done",
             "item": self._item(event.item_id),
             "previous_item_id": None,
         }
-        return [item_done, *([delta] if event.text else []), done]
+        return [item_done, *([delta] if news else []), done]
 
     @render.register
     def _(self, event: events.CallerTranscriptFailed) -> list[Json]:

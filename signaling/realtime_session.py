@@ -24,6 +24,7 @@ from signaling.realtime_transcription import (
 )
 from voice_rtc.call.state import CallSettings, ReplyWishes
 from voice_rtc.config import LimitSettings, Settings
+from voice_rtc.core.endpointing import PACES
 from voice_rtc.core.turns import TurnRules
 from voice_rtc.engines.base import EngineInfo, EngineSet, LlmOptions, SttOptions, VoiceOptions
 from voice_rtc.errors import BadRequest
@@ -31,8 +32,8 @@ from voice_rtc.errors import BadRequest
 Session = dict[str, Any]
 
 _FORMAT = {"type": "audio/pcm", "rate": 24_000}
-# Eagerness of semantic_vad as a factor on the pauses; `auto` is `medium`, as OpenAI has it.
-_EAGERNESS = {"low": 2.0, "medium": 1.0, "auto": 1.0, "high": 0.6}
+# Eagerness of semantic_vad as a preset; `auto` is the server's own.
+_EAGERNESS = {"low": "relaxed", "medium": "default", "high": "eager"}
 _DEEPEST = 16
 _DEFAULT_VOICE = "default"
 # Engines whose `EngineInfo.model` is the name of the voice they speak with.
@@ -50,6 +51,7 @@ class _TurnDetection(_Lenient):
     threshold: float | None = Field(None, gt=0, lt=1)
     silence_duration_ms: int | None = Field(None, ge=100, le=10_000)
     eagerness: str | None = Field(None, pattern="^(low|medium|high|auto)$")
+    speed: float | None = Field(None, ge=0.5, le=2.0)
     create_response: bool | None = None
     interrupt_response: bool | None = None
 
@@ -353,19 +355,16 @@ def _with_detection(settings: CallSettings, given: _Input) -> CallSettings:
     if detection.threshold is not None:
         settings = replace(settings, speech_threshold=detection.threshold)
     if detection.type == "semantic_vad":
-        return replace(settings, rules=_eager(rules, detection.eagerness or "auto"))
+        return replace(settings, rules=_paced(rules, detection))
     if detection.silence_duration_ms is not None:
         settings = settings.with_pause(detection.silence_duration_ms / 1000)
     return settings
 
 
-def _eager(rules: TurnRules, eagerness: str) -> TurnRules:
-    factor = _EAGERNESS[eagerness]
-    return replace(
-        rules,
-        min_pause_seconds=rules.min_pause_seconds * factor,
-        max_pause_seconds=rules.max_pause_seconds * factor,
-    )
+def _paced(rules: TurnRules, detection: _TurnDetection) -> TurnRules:
+    preset = _EAGERNESS.get(detection.eagerness or "auto")
+    pace = rules.pace if preset is None else PACES[preset]
+    return replace(rules, pace=pace / (detection.speed or 1.0))
 
 
 def _lay_over(target: Session, update: Session) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _TRANSCRIPTION = "conversation.item.input_audio_transcription"
+_TRANSCRIPTS = (f"{_TRANSCRIPTION}.completed", f"{_TRANSCRIPTION}.failed")
 _WAITS, _GRANTED = "voice_rtc.queue.updated", "voice_rtc.queue.granted"
 
 Json = dict[str, Any]
@@ -76,22 +77,16 @@ def pending_speech(events: Sequence[Received]) -> bool:
     types = Counter(event.type for event in events)
     if types["input_audio_buffer.speech_started"] > types["input_audio_buffer.speech_stopped"]:
         return True
-    return not committed_items(events) <= set(transcripts(events))
-
-
-def committed_items(events: Sequence[Received]) -> set[str]:
-    """Ids of the caller's turns."""
-    wanted = "input_audio_buffer.committed"
-    return {event.body["item_id"] for event in events if event.type == wanted}
+    # A turn that was reopened is committed again, and has another transcript.
+    return types["input_audio_buffer.committed"] > sum(types[kind] for kind in _TRANSCRIPTS)
 
 
 def transcripts(events: Sequence[Received]) -> dict[str, str]:
     """Id of a caller's turn -> what was understood; empty when nothing was."""
-    ended = (f"{_TRANSCRIPTION}.completed", f"{_TRANSCRIPTION}.failed")
     return {
         event.body["item_id"]: event.body.get("transcript", "")
         for event in events
-        if event.type in ended
+        if event.type in _TRANSCRIPTS
     }
 
 

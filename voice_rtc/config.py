@@ -241,10 +241,21 @@ class TurnSettings(Section):
     """Silence needed before SpeechStopped."""
     prefix_seconds: float = Field(0.4, ge=0, le=2)
     """Audio before the detected start that belongs to the utterance."""
+    preset: Literal["relaxed", "default", "eager"] = "default"
+    """How soon a pause ends a turn: both pauses are doubled, as they are, or times 0.6. A client
+    chooses for its call by the ``eagerness`` of ``semantic_vad``."""
     min_pause_seconds: float = Field(0.5, gt=0, le=10)
     """Pause that ends a turn whose transcript reads complete."""
-    max_pause_seconds: float = Field(1.0, gt=0, le=20)
-    """Pause that ends a turn whatever the transcript says."""
+    max_pause_seconds: float = Field(2.0, gt=0, le=20)
+    """Pause that ends a turn whatever the transcript says. Between the two it depends on the words,
+    on the caller's own pauses and on how long recognition takes."""
+    reopen_seconds: float = Field(2.0, ge=0, le=30)
+    """A caller who goes on so soon after the turn was ended, before the reply was heard, reopens
+    it: the reply is taken back, and both parts are answered as one."""
+    model: Path | None = None
+    """ONNX file of Smart-Turn v3 (pipecat-ai/smart-turn-v3): it hears in the voice whether the
+    caller is finished, and counts for a third beside the words. One inference in each pause; each
+    call keeps 8 s of its audio (256 KB)."""
     barge_in_seconds: float = Field(0.3, gt=0, le=5)
     """Speech over a reply that counts as an interruption."""
     max_utterance_seconds: float = Field(30.0, ge=1, le=300)

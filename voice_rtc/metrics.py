@@ -95,6 +95,9 @@ class Metrics:
             "barge_ins_total", "Overlaps, by what came of them.", "kind"
         )
         self.turns_total = self._counter("turns_total", "Caller's turns, by how they ended.", "end")
+        self.turns_reopened_total = self._counter(
+            "turns_reopened_total", "Turns that the caller went on with before the reply was heard."
+        )
         self.endpoint_wait_seconds = self._histogram(
             "endpoint_wait_seconds", "From the last speech sample to commit.", _SECONDS
         )

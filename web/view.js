@@ -5,6 +5,7 @@
 
 const KINDS = {
   vad: "Voice detection",
+  turn: "Turn end",
   stt: "Speech to text",
   llm: "Language model",
   tts: "Speech synthesis",

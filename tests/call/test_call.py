@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from signaling.main import Server
 from tests.support.audio import tone
 from tests.support.caller import Caller, calling
 from tests.support.server import serving
-from voice_rtc.core.audio import rms_dbfs, silence
+from voice_rtc.core.audio import LISTEN_RATE_HZ, rms_dbfs, silence
 from voice_rtc.engines.base import EngineSet, LlmEvent, Usage
-from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
+from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ScriptedTurnModel, ThresholdVad, ToneTts
 from voice_rtc.errors import EngineCrashed, EngineError, LlmError
 
 LONG_REPLY = "This is the first sentence of it. And this is the second one, which is not short."
@@ -167,20 +170,62 @@ async def test_a_noise_without_words_is_not_answered() -> None:
         assert caller.types().count("response.created") == 1
 
 
-async def test_a_caller_who_goes_on_before_the_reply_is_heard_is_answered_once() -> None:
+@pytest.mark.parametrize(
+    ("second", "whole"), [("Two.", "One. Two."), ("", "One.")], ids=["words", "noise"]
+)
+async def test_a_caller_who_goes_on_before_the_reply_is_heard_is_answered_once(
+    second: str, whole: str
+) -> None:
     slow = EchoLlm((), first_seconds=0.8, delay=asyncio.sleep)
-    chosen = EngineSet(ThresholdVad(), ScriptedStt(("One.", "Two.")), slow, ToneTts())
+    chosen = EngineSet(ThresholdVad(), ScriptedStt(("One.", second)), slow, ToneTts())
     async with call(chosen, turns={"min_pause_seconds": 0.3, "max_pause_seconds": 0.3}) as (
         server,
         caller,
     ):
         await speak(caller)
         await caller.event("response.created")
-        await speak(caller)
+        before = await speak(caller)
         done = await caller.event("response.done", lambda e: e["response"]["status"] == "completed")
         spoken = done["response"]["output"][0]["content"][0]["transcript"]
-        assert "One. Two." in spoken  # both halves reached the model as one message
+        assert spoken.count(whole) == 1 and "None" not in spoken  # the model got one message
+        assert await transcript(caller, before) == whole
         assert count(server, "barge_ins_total", kind="resumed") == 1
+        assert count(server, "turns_reopened_total") == 1 == count(server, "response_seconds_count")
+        items = next(iter(server.registry.calls())).conversation.items()
+        assert [(item.text, item.heard_ms) for item in items[:2]] == [(whole, None), ("", 0)]
+        assert [item.role for item in items] == ["user", "assistant", "assistant"]
+        told = [e for _, e in caller.events if e["type"] == "input_audio_buffer.committed"]
+        assert [event["item_id"] for event in told] == [items[0].id] * 2
+        added = [
+            e["item"]["id"] for _, e in caller.events if e["type"] == "conversation.item.added"
+        ]
+        assert added == [item.id for item in items]
+        deltas = [
+            e["delta"]
+            for _, e in caller.events
+            if e["type"] == "conversation.item.input_audio_transcription.delta"
+        ]
+        assert "".join(deltas) == whole
+
+
+async def test_a_turn_model_hears_every_pause_and_may_fail() -> None:
+    model = ScriptedTurnModel((0.0, EngineCrashed("the model died")))
+    chosen = replace(engines(), turn=model)
+    async with call(chosen) as (server, caller):
+        for number in (1, 2):
+            before = await speak(caller)
+            await caller.event("output_audio_buffer.stopped", after=before)
+            assert len(model.asked) == number
+        heard = [samples / LISTEN_RATE_HZ for samples, _ in model.asked]
+        assert all(0.8 < seconds < 2.0 for seconds in heard)  # of this turn, and no more
+        assert [text for _, text in model.asked] == ["Hello."] * 2
+        waits = [
+            event["endpoint_ms"]
+            for _, event in caller.events
+            if event["type"] == "voice_rtc.turn.metrics"
+        ]
+        assert waits[0] > waits[1] >= 500  # a voice that goes on is waited for
+        assert count(server, "engine_failures_total", engine="turn", code="engine_crashed") == 1
 
 
 async def test_the_greeting_is_spoken_first() -> None:

@@ -27,6 +27,28 @@ def filled(*items: Item, limit: int = 10) -> Conversation:
     return conversation
 
 
+def test_what_precedes_an_item():
+    conversation = filled(user("a"), agent("b"))
+    assert conversation.previous_id("a") is None
+    assert conversation.previous_id("b") == "a"
+    with pytest.raises(UnknownItem):
+        conversation.previous_id("c")
+
+
+def test_what_the_agent_said_last():
+    conversation = filled(user("a"))
+    assert conversation.last_said() == ""
+    conversation.add(agent("b", "Who is it?"))
+    conversation.add(user("c", "Me."))
+    assert conversation.last_said() == "Who is it?"
+    conversation.add(agent("d", "", interrupted=True, heard_ms=0))  # taken back unheard
+    assert conversation.last_said() == "Who is it?"
+    conversation.add(agent("e", "And where are", interrupted=True, heard_ms=400))
+    assert conversation.last_said() == "And where are—"
+    conversation.add(Item("f", "assistant", True, None, "in_progress"))
+    assert conversation.last_said() == ""
+
+
 def test_items_follow_each_other():
     conversation = Conversation(10)
     assert conversation.last_id is None

@@ -28,14 +28,16 @@ from voice_rtc.core.turns import (
     SpeechStarted,
     SpeechStopped,
     StartReply,
+    TurnJudged,
     TurnMachine,
     TurnRules,
 )
 from voice_rtc.errors import StateError
 
 RULES = TurnRules(
-    min_pause_seconds=0.5, max_pause_seconds=1.0, barge_in_seconds=0.3, max_utterance_seconds=30.0
+    min_pause_seconds=1.0, max_pause_seconds=1.0, barge_in_seconds=0.3, max_utterance_seconds=30.0
 )
+BY_WORDS = replace(RULES, min_pause_seconds=0.5, max_pause_seconds=2.0)
 POLITE = replace(RULES, interrupts=False)
 
 Timed = tuple[float, Action]
@@ -95,20 +97,66 @@ def overlapping(rules: TurnRules = RULES) -> TurnMachine:
 
 
 def test_a_complete_sentence_is_committed_early():
-    machine = TurnMachine(RULES)
+    machine = TurnMachine(BY_WORDS)
     done = play(machine, started(0.0), (0.9, PartialHeard("Hello.")), stopped(1.0), until=9)
     assert done == [(0.0, OpenUtterance(1)), (1.5, CommitTurn(1, 1, "endpointing"))]
 
 
 def test_an_unfinished_sentence_is_waited_for():
-    machine = TurnMachine(RULES)
+    machine = TurnMachine(BY_WORDS)
     done = play(machine, started(0.0), stopped(1.0), (1.1, PartialHeard("and")), until=9)
-    assert done[-1] == (1.95, CommitTurn(1, 1, "endpointing"))
+    assert done[-1] == (3.0, CommitTurn(1, 1, "endpointing"))
+
+
+def test_the_pace_holds_for_both_pauses():
+    machine = TurnMachine(replace(BY_WORDS, pace=2.0))
+    play(machine, started(0.0), stopped(1.0), (1.1, PartialHeard("and")))
+    assert machine.next_deadline == pytest.approx(5.0)
+    play(machine, (1.2, PartialHeard("and so on.")))
+    assert machine.next_deadline == pytest.approx(2.0)
+
+
+def test_a_voice_that_sounds_unfinished_is_waited_for():
+    machine = TurnMachine(BY_WORDS)
+    play(machine, started(0.0), (0.9, PartialHeard("Hello.")), stopped(1.0))
+    play(machine, (1.3, TurnJudged(1.0, 0.0)))
+    assert machine.next_deadline == pytest.approx(1.5 + 0.35 * 1.5)
+    play(machine, (1.35, TurnJudged(1.0, 1.0)))
+    assert machine.next_deadline == pytest.approx(1.5)
+
+
+def test_what_was_heard_in_an_earlier_pause_says_nothing_about_this_one():
+    machine = TurnMachine(BY_WORDS)
+    play(machine, started(0.0), (0.9, PartialHeard("Hello.")), stopped(1.0))
+    play(machine, (1.3, TurnJudged(1.0, 0.0)), started(1.4), stopped(3.0))
+    play(machine, (3.2, TurnJudged(1.0, 0.0)))
+    assert machine.next_deadline == pytest.approx(3.5)
+
+
+def test_a_caller_who_pauses_long_and_goes_on_is_given_more_time():
+    machine = TurnMachine(BY_WORDS)
+    play(machine, started(0.0), (0.9, PartialHeard("I want")), stopped(1.0))
+    before = machine.next_deadline
+    for turn in range(8):
+        at = 10.0 * turn + 2.0
+        play(machine, started(at), (at + 0.5, PartialHeard(f"I want {turn}")))
+        play(machine, (at + 1.0, SpeechStopped(at + 1.0)))
+        play(machine, started(at + 2.4), (at + 2.5, PartialHeard(f"I want {turn} more")))
+        play(machine, (at + 3.0, SpeechStopped(at + 3.0)))
+    assert before == pytest.approx(1.0 + 0.6875)
+    assert machine.next_deadline is not None
+    assert 1.0 < machine.next_deadline - 75.0 <= 2.0
 
 
 def test_a_partial_in_the_pause_may_end_it_at_once():
-    machine = TurnMachine(RULES)
-    done = play(machine, started(0.0), stopped(1.0), (1.7, PartialHeard("Hello.")))
+    machine = TurnMachine(BY_WORDS)
+    done = play(
+        machine,
+        started(0.0),
+        (0.9, PartialHeard("Hel,")),
+        stopped(1.0),
+        (1.7, PartialHeard("Hello.")),
+    )
     assert machine.next_deadline == pytest.approx(1.5)
     assert machine.handle(DeadlineReached(), 1.7) == [CommitTurn(1, 1, "endpointing")]
     assert done == [(0.0, OpenUtterance(1))]
@@ -127,10 +175,10 @@ def test_a_caller_who_goes_on_after_a_pause_is_in_the_same_utterance():
 
 
 def test_a_new_utterance_does_not_inherit_the_last_ones_words():
-    machine = TurnMachine(replace(RULES, creates_reply=False))
+    machine = TurnMachine(replace(BY_WORDS, creates_reply=False))
     play(machine, started(0.0), (0.5, PartialHeard("Hello.")), stopped(1.0), until=2)
     play(machine, started(5.0), stopped(6.0))
-    assert machine.next_deadline == pytest.approx(7.0)
+    assert machine.next_deadline == pytest.approx(6.6875)
 
 
 def test_a_turn_without_an_answer_leaves_the_floor_free():
@@ -183,7 +231,7 @@ def test_a_deadline_at_time_zero_is_a_deadline():
 
 
 def test_a_deadline_that_was_moved_does_not_fire_early():
-    machine = TurnMachine(RULES)
+    machine = TurnMachine(BY_WORDS)
     play(
         machine, started(0.0), (0.5, PartialHeard("Hi.")), stopped(1.0), (1.4, PartialHeard("and"))
     )
@@ -204,8 +252,83 @@ def test_rules_hold_from_the_next_event_on():
 
 def test_a_caller_who_goes_on_before_the_reply_was_heard_takes_the_turn_back():
     machine = thinking()
-    assert play(machine, started(2.5)) == [(2.5, OpenUtterance(2)), (2.5, Interrupt(1, "resumed"))]
+    assert play(machine, started(2.5)) == [
+        (2.5, OpenUtterance(2, continues=1)), (2.5, Interrupt(1, "resumed")),
+    ]  # fmt: skip
     assert machine.floor is Floor.USER and not machine.reply_active
+
+
+def test_a_reopened_turn_is_committed_again_and_answered_once():
+    machine = thinking()
+    done = play(machine, started(2.5), stopped(3.0), (4.5, ReplyAudible(1)), until=9)
+    assert done[2:] == [(4.0, CommitTurn(2, 2, "endpointing"))]
+    assert (machine.floor, machine.reply) == (Floor.THINKING, 2)
+
+
+def test_a_turn_can_be_reopened_again_and_again():
+    machine = thinking()
+    done = play(machine, started(2.5), stopped(3.0), started(4.5), stopped(5.0), until=9)
+    opened = [action for _, action in done if isinstance(action, OpenUtterance)]
+    assert opened == [OpenUtterance(2, continues=1), OpenUtterance(3, continues=2)]
+    assert done[-1] == (6.0, CommitTurn(3, 3, "endpointing"))
+
+
+def test_speech_that_began_before_the_commit_reopens_the_turn_too():
+    machine = thinking(replace(RULES, reopen_seconds=0.0))
+    assert machine.handle(SpeechStarted(1.95), 2.05)[0] == OpenUtterance(2, continues=1)
+
+
+def test_what_is_said_later_is_a_turn_of_its_own():
+    machine = thinking(replace(RULES, reopen_seconds=1.0))
+    assert machine.handle(SpeechStarted(3.1), 3.2) == [OpenUtterance(2), Interrupt(1, "resumed")]
+
+
+def test_a_turn_that_is_long_already_is_not_reopened():
+    machine = thinking(replace(RULES, max_utterance_seconds=2.4))
+    assert machine.handle(SpeechStarted(2.5), 2.6)[0] == OpenUtterance(2)
+
+
+def test_what_the_client_committed_is_not_reopened():
+    machine = thinking()
+    done = play(machine, (2.1, ManualCommit()), started(2.5))
+    assert done == [
+        (2.1, CommitTurn(2, None, "manual")), (2.5, OpenUtterance(3)),
+        (2.5, Interrupt(1, "resumed")),
+    ]  # fmt: skip
+    asked = TurnMachine(RULES)
+    play(asked, started(0.0), stopped(1.0), (1.1, ReplyRequested()))
+    assert play(asked, started(1.5))[0] == (1.5, OpenUtterance(2))
+
+
+def test_speech_over_a_polite_reply_ends_the_time_to_reopen_the_turn_before():
+    machine = thinking(POLITE)
+    play(machine, started(2.2), stopped(2.4), (2.5, ManualCommit()))
+    assert (machine.floor, machine.utterance) == (Floor.THINKING, 2)
+    machine.rules = RULES
+    assert play(machine, started(2.8))[0] == (2.8, OpenUtterance(3))
+
+
+def test_a_cough_that_reopened_the_turn_is_judged_by_the_words_before_it():
+    machine = TurnMachine(BY_WORDS)
+    done = play(
+        machine, started(0.0), (0.9, PartialHeard("Hello.")), stopped(1.0), started(2.0),
+        stopped(2.2), until=9,
+    )  # fmt: skip
+    assert done[1:] == [
+        (1.5, CommitTurn(1, 1, "endpointing")),
+        (2.0, OpenUtterance(2, continues=1)),
+        (2.0, Interrupt(1, "resumed")),
+        (2.7, CommitTurn(2, 2, "endpointing")),
+    ]
+
+
+def test_a_pause_that_ended_a_turn_too_early_makes_the_next_ones_longer():
+    machine = TurnMachine(BY_WORDS)
+    play(machine, started(0.0), (0.9, PartialHeard("I want")), stopped(1.0), started(2.9))
+    play(machine, (3.4, PartialHeard("I want to")), (3.5, PartialHeard("I want that")))
+    play(machine, stopped(4.0), (4.1, PartialHeard("I want that one")))
+    assert machine.next_deadline is not None
+    assert 4.0 + 0.6875 < machine.next_deadline < 6.0
 
 
 def test_a_cough_ducks_and_nothing_more():
@@ -484,8 +607,9 @@ def test_cancelling_in_an_overlap_gives_the_caller_the_floor():
 # --------------------------------------------------------------------------------- the table
 
 EVENTS: list[Event] = [
-    SpeechStarted(9.0), SpeechStopped(9.0), PartialHeard("x"), ReplyAudible(1), ReplyDone(1),
-    DeadlineReached(), ManualCommit(), ReplyRequested(), CancelRequested(),
+    SpeechStarted(9.0), SpeechStopped(9.0), PartialHeard("x"), TurnJudged(9.0, 0.5),
+    ReplyAudible(1), ReplyDone(1), DeadlineReached(), ManualCommit(), ReplyRequested(),
+    CancelRequested(),
 ]  # fmt: skip
 
 
@@ -528,14 +652,17 @@ def test_something_that_is_no_event_changes_nothing(floor):
 # ------------------------------------------------------------------------------ random events
 
 
-def random_event(random: np.random.Generator, machine: TurnMachine, now: float) -> Event:
+def random_event(
+    random: np.random.Generator, machine: TurnMachine, now: float, stopped_at: float
+) -> Event:
     reply = int(random.integers(0, machine.reply + 2))
     voiced = None if random.random() < 0.5 else now - random.random() * 0.5
     speech = [SpeechStarted(now - 0.1), SpeechStopped(now - 0.2), PartialHeard("Well, yes.")]
+    judged = TurnJudged(stopped_at, float(random.random()))
     replies = [ReplyAudible(reply), ReplyAudible(machine.reply), ReplyDone(reply)]
     wishes = [ManualCommit(), ReplyRequested(), CancelRequested(), DeadlineReached(voiced)]
-    weights = np.array([5, 5, 2, 1, 3, 1, 0.3, 1, 0.3, 4])
-    events = [*speech, *replies, *wishes]
+    weights = np.array([5, 5, 2, 1, 3, 1, 0.3, 1, 0.3, 4, 1])
+    events = [*speech, *replies, *wishes, judged]
     return events[int(random.choice(len(events), p=weights / weights.sum()))]
 
 
@@ -551,14 +678,23 @@ class Watch:
         self.ducked = False
         self.speaks = False
         self.spared: int | None = None
+        self.committed: tuple[int, int | None] = (0, None)
+        """The newest commit: utterance, reply."""
+        self.owed = False
+        """A reply was taken back, and no other was begun."""
+        self.took_over = False
+        """The client, or the rules, decide whether there is one."""
 
     def after(self, event: Event, actions: list[Action]) -> None:
         if isinstance(event, SpeechStarted | SpeechStopped):
             self.speaks = isinstance(event, SpeechStarted)
         if isinstance(event, ReplyDone) and event.reply == self.active:
             self.active = None
+        self.took_over |= isinstance(event, ManualCommit)
+        self.took_over |= self.machine.rules.manual or not self.machine.rules.creates_reply
         for action in actions:
             self.take(action)
+        self.took_over &= self.owed
         if isinstance(event, SpeechStopped):
             self.spared = self.open
         self.check(self.machine)
@@ -569,6 +705,8 @@ class Watch:
         assert not self.ducked or (machine.floor is Floor.OVERLAP and self.speaks)
         assert not self.speaks or machine.floor in (Floor.USER, Floor.OVERLAP)
         assert self.speaks or machine.floor is not Floor.USER
+        if machine.floor in (Floor.IDLE, Floor.THINKING):  # never a silent turn
+            assert not self.owed or self.took_over
         has_open = machine.floor in (Floor.USER, Floor.PAUSE, Floor.OVERLAP)
         assert (self.open is not None) == has_open
         if machine.floor in (Floor.USER, Floor.PAUSE) or self.ducked:
@@ -578,8 +716,10 @@ class Watch:
 
     def take(self, action: Action) -> None:
         match action:
-            case OpenUtterance(utterance):
+            case OpenUtterance(utterance, continues):
                 assert self.open is None and utterance == self.newest_utterance + 1
+                # Only what is about to lose the reply that it was committed for.
+                assert continues is None or (continues, self.active) == self.committed
                 self.open = self.newest_utterance = utterance
             case CommitTurn(utterance, reply, _):
                 if self.open is None:
@@ -588,6 +728,7 @@ class Watch:
                 else:
                     assert utterance == self.open
                 self.open = None
+                self.committed = utterance, reply
                 if reply is not None:
                     assert not self.machine.rules.manual
                     self.start(reply)
@@ -596,9 +737,10 @@ class Watch:
                 self.open = None
             case StartReply(reply):
                 self.start(reply)
-            case Interrupt(reply, _):
+            case Interrupt(reply, reason):
                 assert reply == self.active
                 self.active = None
+                self.owed |= reason == "resumed"
             case Duck(on):
                 assert on is not self.ducked
                 self.ducked = on
@@ -606,24 +748,27 @@ class Watch:
     def start(self, reply: int) -> None:
         assert self.active is None and reply == self.newest_reply + 1
         self.active = self.newest_reply = reply
+        self.owed = False
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_what_must_always_hold(seed):
     random = np.random.default_rng(seed)
-    machine, twin = TurnMachine(RULES), TurnMachine(RULES)
-    watch, now, floors = Watch(machine), 0.0, set()
+    machine, twin = TurnMachine(BY_WORDS), TurnMachine(BY_WORDS)
+    watch, now, stopped_at, floors = Watch(machine), 0.0, 0.0, set()
     for _ in range(1000):
         now += float(random.random() * random.choice([0.05, 1.0, 20.0], p=[0.6, 0.35, 0.05]))
         if random.random() < 0.02:
             rules = replace(
-                RULES,
+                BY_WORDS,
                 interrupts=bool(random.random() < 0.7),
                 creates_reply=bool(random.random() < 0.8),
                 manual=bool(random.random() < 0.1),
             )
             machine.rules = twin.rules = rules
-        event = random_event(random, machine, now)
+        event = random_event(random, machine, now, stopped_at)
+        if isinstance(event, SpeechStopped):
+            stopped_at = event.at_seconds
         actions = machine.handle(event, now)
         assert twin.handle(event, now) == actions and repr(twin) == repr(machine)
         watch.after(event, actions)

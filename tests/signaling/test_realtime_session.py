@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -145,13 +146,29 @@ def test_long_instructions_of_the_operator_do_not_stand_in_the_way() -> None:
 def test_eagerness_does_not_compound(client: Client) -> None:
     for _ in range(3):
         settings = client.detect({"type": "semantic_vad", "eagerness": "low"})
-        assert settings.rules.min_pause_seconds == pytest.approx(0.8)
-        assert settings.rules.max_pause_seconds == pytest.approx(2.4)
-    assert client.update(tracing="auto").rules.min_pause_seconds == pytest.approx(0.8)
-    settings = client.detect({"eagerness": "high"})
-    assert settings.rules.max_pause_seconds == pytest.approx(0.72)
+        assert settings.rules == replace(DEFAULTS.rules, pace=2.0)
+    assert client.update(tracing="auto").rules.pace == 2.0
+    assert client.detect({"eagerness": "high"}).rules.pace == 0.6
+    assert client.detect({"eagerness": "medium"}).rules == DEFAULTS.rules
     assert client.detect({"eagerness": None}).rules == DEFAULTS.rules
     assert client.detect({"type": "server_vad", "eagerness": "low"}).rules == DEFAULTS.rules
+
+
+def test_auto_is_the_preset_of_the_server_and_medium_is_not() -> None:
+    client = Client(Settings(turns={"preset": "relaxed"}))
+    assert client.update().rules.pace == 2.0
+    assert client.detect({"type": "semantic_vad", "eagerness": "auto"}).rules.pace == 2.0
+    assert client.detect({"eagerness": "medium"}).rules.pace == 1.0
+    assert client.detect({"eagerness": None}).rules.pace == 2.0
+
+
+def test_a_call_can_have_a_speed_of_its_own(client: Client) -> None:
+    paced = client.detect({"type": "semantic_vad", "eagerness": "low", "speed": 1.25})
+    assert paced.rules.pace == pytest.approx(1.6)
+    assert client.detect({"eagerness": None}).rules.pace == pytest.approx(0.8)
+    assert client.detect({"speed": None}).rules == DEFAULTS.rules
+    refused = client.refused(audio={"input": {"turn_detection": {"speed": 3}}})
+    assert refused.param == "session.audio.input.turn_detection.speed"
 
 
 def test_null_gives_the_dynamic_pause_back(client: Client) -> None:
@@ -163,7 +180,13 @@ def test_null_gives_the_dynamic_pause_back(client: Client) -> None:
 def test_a_fixed_pause_is_not_what_eagerness_scales(client: Client) -> None:
     client.detect({"silence_duration_ms": 300})
     settings = client.detect({"type": "semantic_vad", "eagerness": "low"})
-    assert settings.rules.max_pause_seconds == pytest.approx(2.4)
+    assert settings.rules == replace(DEFAULTS.rules, pace=2.0)
+
+
+def test_eagerness_does_not_scale_a_fixed_pause() -> None:
+    client = Client(Settings(turns={"preset": "relaxed"}))
+    rules = client.detect({"silence_duration_ms": 300}).rules
+    assert (rules.min_pause_seconds, rules.max_pause_seconds, rules.pace) == (0.3, 0.3, 1.0)
 
 
 def test_null_gives_the_threshold_back(client: Client) -> None:

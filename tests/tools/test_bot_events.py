@@ -52,6 +52,14 @@ def test_speech_without_words_needs_no_reply():
     assert settled([*ANSWERED, committed("b"), understood("b", "")])
 
 
+def test_a_turn_that_was_reopened_is_waited_for():
+    taken_back = [committed("a"), understood("a", "I would"), created("r"), done("r", "cancelled")]
+    again = [*taken_back, committed("a")]
+    assert not settled(again)
+    assert not settled([*again, understood("a", "I would like")])
+    assert settled([*again, understood("a", "I would like"), created("s"), done("s")])
+
+
 def test_a_cancelled_reply_is_over_when_it_is_done():
     begun = [*ANSWERED[:3], playing("started", "r")]
     assert not settled(begun)

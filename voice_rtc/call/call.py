@@ -101,12 +101,13 @@ class Call:
         self._replies = Replies(self._context, self._can_speak)
         self._waiting_room = WaitingRoom(self._context, self._can_speak)
         self.peer = Peer(peer, self, ports.metrics)
-        self._turns = TurnMachine(self.settings.rules)
+        self._turns = TurnMachine(self.settings.rules, self._context.endpointing)
         # Few and quickly dealt with; were they ever to pile up, the newest state is what counts.
         self._signals: Inbox[Event] = Inbox(_SIGNALS, Policy.DROP_OLDEST)
         self._context.signal = self._signals.put
         self._context.end = self.end
         self._timer: asyncio.TimerHandle | None = None
+        self._judging: asyncio.Task[None] | None = None
         self._end: asyncio.Future[str] = self._context.loop.create_future()
         self._hearing: Hearing | None = None
         self._lease: Lease | None = None
@@ -480,12 +481,16 @@ class Call:
             self._replies.mark_audible(event.reply)
         elif isinstance(event, ReplyDone):
             self._replies.finish(event.reply)
+        elif isinstance(event, SpeechStopped):  # it may be the answer to a question
+            self._context.endpointing.replied(self.conversation.last_said())
         for action in self._turns.handle(event, self._context.now()):
             self._do(action, self._require_hearing())
         self._speculate(event)
         if self._turns.floor is Floor.USER and self._hearing is not None:
             # Not before: speech over a reply may yet turn out to be nothing.
             self._hearing.announce(self._turns.utterance)
+        if isinstance(event, SpeechStopped) and self._turns.floor is Floor.PAUSE:
+            self._judge(event.at_seconds)
         self._set_timer()
 
     def _speculate(self, event: Event) -> None:
@@ -494,11 +499,21 @@ class Call:
             return
         if not self.settings.answers_by_itself or self._hearing.unsettled():
             return
+        if not self._hearing.stands_alone(self._turns.utterance):
+            return  # the conversation holds its first part already
         if isinstance(event, PartialHeard):
             speculating.hear(event.text)
         paused = floor is Floor.PAUSE
         since = self._hearing.silent_since(self._turns.utterance) if paused else None
         speculating.look(since, self._turns.next_deadline)
+
+    def _judge(self, stopped_at: float) -> None:
+        if self._judging is not None:
+            self._judging.cancel()  # about a pause that is over
+            self._judging = None
+        if self._context.ports.engines.turn is not None:
+            work = self._require_hearing().judge(self._turns.utterance, stopped_at, self._handle)
+            self._judging = self._context.spawn(work, "judge")
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -517,8 +532,8 @@ class Call:
 
     def _do(self, action: Action, hearing: Hearing) -> None:
         match action:
-            case OpenUtterance(utterance):
-                hearing.open(utterance)
+            case OpenUtterance(utterance, continues):
+                hearing.open(utterance, continues)
                 self._replies.speculating.open()
             case DiscardUtterance(utterance):
                 hearing.discard(utterance)

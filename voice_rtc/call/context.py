@@ -12,6 +12,7 @@ import structlog
 from voice_rtc.call.events import CallEvent, EventSink, TurnMeasured
 from voice_rtc.call.state import CallSettings
 from voice_rtc.config import Settings
+from voice_rtc.core.endpointing import Endpointing
 from voice_rtc.core.history import Conversation
 from voice_rtc.core.latency import STAGES, Point, RecentTurns, TurnClock
 from voice_rtc.core.turns import Event
@@ -42,6 +43,8 @@ class CallerTurn:
     announced: bool = False
     """The client knows the item id."""
     partial: str = ""
+    continues: CallerTurn | None = field(default=None, repr=False)
+    """The part of the same turn before it; they share the item."""
     failure: VoiceRtcError | None = None
     """The STT gave up on it while the caller still spoke."""
     speech_end: float | None = None
@@ -49,6 +52,7 @@ class CallerTurn:
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when ``text`` is final, whatever became of it."""
     text: str = ""
+    """What was said, with what it continues."""
     clock: TurnClock | None = None
     """Of its latency; there once it is committed."""
     measured: bool = False
@@ -64,6 +68,7 @@ class CallContext:
         self.metrics = ports.metrics
         self.settings = CallSettings.from_settings(ports.settings)
         self.conversation = Conversation(ports.settings.limits.conversation_items)
+        self.endpointing = Endpointing()
         self.log = structlog.get_logger("voice_rtc.call").bind(call=self.id)
         self.loop = asyncio.get_running_loop()
         self.born = self.loop.time()

@@ -16,7 +16,7 @@ from voice_rtc.errors import VoiceRtcError
 
 @dataclass(frozen=True, slots=True)
 class CallerSpeechStarted:
-    """The caller has the floor; what follows belongs to ``item_id``."""
+    """The caller has the floor; what follows belongs to ``item_id``, a new one or a reopened."""
 
     item_id: str
     at_ms: int
@@ -36,6 +36,8 @@ class TurnCommitted:
 
     item_id: str
     after: str | None
+    reopened: bool = False
+    """It was one already: the caller went on, and its whole text follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class CallerTranscript:
     item_id: str
     text: str
     audio_seconds: float
+    earlier: str = ""
+    """The beginning of ``text`` that was told before the turn was reopened."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,17 @@ from voice_rtc.call.listener import Listener
 from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm
 from voice_rtc.core.history import Item
 from voice_rtc.core.latency import Point, TurnClock
-from voice_rtc.core.turns import PartialHeard
+from voice_rtc.core.turns import PartialHeard, TurnJudged
 from voice_rtc.core.vad import GateSettings, SpeechEdge
 from voice_rtc.engines.base import Final, Partial, SttFailed, VadSession
-from voice_rtc.errors import BadRequest, EngineCrashed, EngineError, EngineTimeout
+from voice_rtc.errors import (
+    BadRequest,
+    EngineCrashed,
+    EngineError,
+    EngineTimeout,
+    StateError,
+    UnknownItem,
+)
 from voice_rtc.inbox import Inbox
 from voice_rtc.pool.lease import Lease
 
@@ -28,10 +35,16 @@ class Hearing:
     def __init__(self, context: CallContext, vad: VadSession, lease: Lease) -> None:
         self._context = context
         self._lease = lease
-        self._listener = Listener(vad, lease.session, self._gate())
+        self._model = context.ports.engines.turn
+        heard = self._model.heard_seconds if self._model is not None else 0.0
+        self._listener = Listener(vad, lease.session, self._gate(), heard)
         self._turns: dict[int, CallerTurn] = {}
         self._finals: dict[int, asyncio.Future[Final]] = {}
         self._taken_until = 0
+        self._began = 0
+        """First sample of the turn that was opened last."""
+        self._newest: CallerTurn | None = None
+        """The turn committed last."""
         self.committed = 0
         """Turns committed so far."""
         self.apply_settings()
@@ -75,14 +88,26 @@ class Hearing:
         self._listener.set_gate(self._gate())
         self._lease.session.configure(settings.stt)
 
-    def open(self, utterance: int) -> None:
-        """The caller began to speak a moment ago."""
+    def open(self, utterance: int, continues: int | None = None) -> None:
+        """The caller began to speak a moment ago, maybe going on with the turn committed last."""
         turns = self._context.ports.settings.turns
         before = turns.prefix_seconds + turns.speech_start_seconds
-        self._turns[utterance] = self._new_turn(utterance)
+        turn = self._turns[utterance] = self._new_turn(utterance)
+        if continues is not None:
+            self._reopen(turn, continues)
         start = self._listener.at - round(before * LISTEN_RATE_HZ)
         # Never what an earlier turn was transcribed from: its last words would come twice.
-        self._listener.begin(utterance, max(start, self._taken_until))
+        start = max(start, self._taken_until)
+        if continues is None:
+            self._began = start
+        self._listener.begin(utterance, start)
+
+    def _reopen(self, turn: CallerTurn, continues: int) -> None:
+        earlier = self._newest
+        if earlier is None or earlier.utterance != continues:
+            raise StateError(f"utterance {continues} is not the turn committed last")
+        turn.continues, turn.item_id = earlier, earlier.item_id
+        self._context.metrics.turns_reopened_total.inc()
 
     def announce(self, utterance: int) -> None:
         """Tell the client that the caller speaks; once per turn."""
@@ -103,6 +128,11 @@ class Hearing:
         """Call seconds since when the caller pauses in it; None: they speak."""
         turn = self._turns.get(utterance)
         return turn.speech_end if turn is not None else None
+
+    def stands_alone(self, utterance: int) -> bool:
+        """Does it continue no turn that was committed before?"""
+        turn = self._turns.get(utterance)
+        return turn is None or turn.continues is None
 
     def discard(self, utterance: int) -> None:
         """It was nothing."""
@@ -139,15 +169,47 @@ class Hearing:
         self.announce(utterance)
         turn.committed = context.now()
         turn.speech_end = turn.speech_end or turn.committed
-        self.committed += 1
-        context.metrics.turns_total.labels(end).inc()
+        self._newest = turn
+        if turn.continues is None:  # a turn that was reopened is still one
+            self.committed += 1
+            context.metrics.turns_total.labels(end).inc()
         turn.clock, turn.measured = TurnClock(turn.speech_end), False
         context.passed(turn, Point.COMMITTED)
         context.emit(events.CallerSpeechStopped(turn.item_id, round(turn.speech_end * 1000)))
-        after = context.conversation.add(Item(turn.item_id, "user", True, None, "completed"))
-        context.emit(events.TurnCommitted(turn.item_id, after))
+        self._enter(turn)
         context.spawn(self._settle(turn), f"settle-{utterance}")
         return turn
+
+    def _enter(self, turn: CallerTurn) -> None:
+        """Make the turn an item, unless it is one since an earlier part of it was committed."""
+        context, item_id = self._context, turn.item_id
+        if turn.continues is not None:
+            try:
+                before = context.conversation.previous_id(item_id)
+            except UnknownItem:  # the client deleted what was said before, not what was said since
+                turn.continues = None
+            else:
+                context.emit(events.TurnCommitted(item_id, before, reopened=True))
+                return
+        after = context.conversation.add(Item(item_id, "user", True, None, "completed"))
+        context.emit(events.TurnCommitted(item_id, after))
+
+    async def judge(
+        self, utterance: int, stopped_at: float, handle: Callable[[TurnJudged], None]
+    ) -> None:
+        """Ask the turn model, if there is one, about the pause that began at ``stopped_at``."""
+        turn, model = self._turns.get(utterance), self._model
+        if turn is None or model is None:
+            return
+        newest = self._listener.at - round(model.heard_seconds * LISTEN_RATE_HZ)
+        try:
+            found = await model.completeness(
+                self._listener.since(max(self._began, newest)), _so_far(turn)
+            )
+        except EngineError as error:  # the words alone decide
+            self._context.count_failure("turn", error)
+        else:
+            handle(TurnJudged(stopped_at, found))
 
     @property
     def speaking(self) -> bool:
@@ -169,8 +231,9 @@ class Hearing:
     ) -> None:
         turn.partial = text
         if turn.announced and turn.committed is None:
-            self._context.emit(events.CallerPartial(turn.item_id, text))
-            handle(PartialHeard(text))
+            whole = _so_far(turn)
+            self._context.emit(events.CallerPartial(turn.item_id, whole))
+            handle(PartialHeard(whole))
 
     def _take_failure(self, turn: CallerTurn, failed: SttFailed) -> None:
         error = failed.error if isinstance(failed.error, EngineError) else EngineCrashed()
@@ -183,7 +246,20 @@ class Hearing:
 
     async def _settle(self, turn: CallerTurn) -> None:
         """Wait for the transcript of a committed turn, whatever becomes of it."""
-        context = self._context
+        said = await self._transcribed(turn)
+        earlier = turn.continues
+        if earlier is not None:
+            await earlier.settled.wait()
+            turn.continues = None
+        self._conclude(turn, said, earlier.text if earlier is not None else "")
+        del self._finals[turn.utterance]
+        self._turns.pop(turn.utterance, None)
+        self._context.passed(turn, Point.TRANSCRIPT)
+        turn.settled.set()
+
+    async def _transcribed(self, turn: CallerTurn) -> Final:
+        """The transcript of this part, or its newest partial; then the turn has a failure."""
+        context, asked = self._context, self._context.now()
         final = self._finals[turn.utterance]
         if turn.failure is not None and not final.done():
             final.set_exception(turn.failure)
@@ -191,32 +267,26 @@ class Hearing:
             async with asyncio.timeout(context.ports.settings.turns.final_deadline_seconds):
                 result = await final
         except TimeoutError:
-            error: EngineError = EngineTimeout("the transcript took too long")
+            turn.failure = error = EngineTimeout("the transcript took too long")
             context.count_failure("stt", error)
             self._listener.discard(turn.utterance)  # else it would keep live turns waiting
-            self._fall_back(turn, error)
         except EngineError as caught:
-            self._fall_back(turn, caught)
+            turn.failure = caught
         else:
-            self._conclude(turn, result.text.strip(), result.audio_seconds)
-        del self._finals[turn.utterance]
-        self._turns.pop(turn.utterance, None)
-        context.passed(turn, Point.TRANSCRIPT)
-        turn.settled.set()
+            context.endpointing.took(context.now() - asked)
+            return result
+        return Final(turn.utterance, turn.partial, 0.0)
 
-    def _fall_back(self, turn: CallerTurn, error: EngineError) -> None:
-        """Use the newest partial; say so when there is none."""
-        turn.failure = error
-        if turn.partial.strip():
-            self._conclude(turn, turn.partial.strip(), 0.0)
+    def _conclude(self, turn: CallerTurn, said: Final, earlier: str) -> None:
+        context = self._context
+        turn.text = _joined(earlier, said.text)
+        context.set_item(turn.item_id, text=turn.text)
+        if turn.failure is not None and not turn.text:
+            context.emit(events.CallerTranscriptFailed(turn.item_id, turn.failure))
         else:
-            self._context.set_item(turn.item_id, text="")
-            self._context.emit(events.CallerTranscriptFailed(turn.item_id, error))
-
-    def _conclude(self, turn: CallerTurn, text: str, audio_seconds: float) -> None:
-        turn.text = text
-        self._context.set_item(turn.item_id, text=text)
-        self._context.emit(events.CallerTranscript(turn.item_id, text, audio_seconds))
+            context.emit(
+                events.CallerTranscript(turn.item_id, turn.text, said.audio_seconds, earlier)
+            )
 
     @property
     def voiced_until(self) -> float:
@@ -237,3 +307,14 @@ class Hearing:
             start_seconds=turns.speech_start_seconds,
             stop_seconds=turns.speech_stop_seconds,
         )
+
+
+def _so_far(turn: CallerTurn) -> str:
+    """What the turn sounds like, with what it continues."""
+    if turn.settled.is_set():
+        return turn.text
+    return _joined(_so_far(turn.continues) if turn.continues is not None else "", turn.partial)
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(part.strip() for part in parts if part.strip())

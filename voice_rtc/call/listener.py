@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm
+import numpy as np
+
+from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm, Samples, silence
 from voice_rtc.core.vad import GateSettings, SpeechEdge, VadGate
 from voice_rtc.engines.base import SttSession, VadSession
 from voice_rtc.inbox import Inbox
@@ -20,12 +22,15 @@ class Listener:
     was sure of it, and, in manual turns, so that a whole turn can be committed afterwards.
     """
 
-    def __init__(self, vad: VadSession, stt: SttSession, gate: GateSettings) -> None:
+    def __init__(
+        self, vad: VadSession, stt: SttSession, gate: GateSettings, recent_seconds: float = 0.0
+    ) -> None:
+        """At least ``recent_seconds`` are kept for `since`."""
         self._vad = vad
         self._stt = stt
         self._gate = VadGate(gate)
         self._recent: deque[Pcm] = deque()
-        self._keep_seconds = _RECENT_SECONDS
+        self._least_seconds = self._keep_seconds = max(_RECENT_SECONDS, recent_seconds)
         self._open: int | None = None
         self._holds = False
         self._hold_from = 0
@@ -48,7 +53,7 @@ class Listener:
 
     def keep(self, seconds: float | None) -> None:
         """Hold a turn of up to ``seconds`` for a manual commit, the oldest goes first; None: no."""
-        self._keep_seconds = max(_RECENT_SECONDS, seconds or 0.0)
+        self._keep_seconds = max(self._least_seconds, seconds or 0.0)
         if (seconds is not None) != self._holds:
             self._holds = seconds is not None
             self._hold_from = self.at
@@ -68,10 +73,12 @@ class Listener:
         """Open an utterance that starts at sample ``from_at``, as far as that is still kept."""
         self._open = utterance
         self._stt.begin(utterance)
-        for pcm in self._recent:
-            if pcm.end > from_at:
-                offset = max(0, from_at - pcm.at)
-                self._stt.feed(Pcm(pcm.samples[offset:], pcm.at + offset))
+        for pcm in self._kept(from_at):
+            self._stt.feed(pcm)
+
+    def since(self, from_at: int) -> Samples:
+        """What was heard from sample ``from_at`` until now, as far as that is still kept."""
+        return np.concatenate([silence(0), *(pcm.samples for pcm in self._kept(from_at))])
 
     def finish(self, utterance: int) -> None:
         """The utterance is complete: its Final is wanted."""
@@ -100,6 +107,12 @@ class Listener:
         self.begin(utterance, max(self._hold_from, from_at))
         self.finish(utterance)
         self._hold_from = self.at
+
+    def _kept(self, from_at: int) -> Iterator[Pcm]:
+        for pcm in self._recent:
+            if pcm.end > from_at:
+                offset = max(0, from_at - pcm.at)
+                yield Pcm(pcm.samples[offset:], pcm.at + offset)
 
     def _remember(self, pcm: Pcm) -> None:
         self._recent.append(pcm)

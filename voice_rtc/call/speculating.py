@@ -12,7 +12,7 @@ from functools import partial
 
 from voice_rtc.call.context import CallContext
 from voice_rtc.call.draft import Draft
-from voice_rtc.core.endpointing import completeness
+from voice_rtc.core.endpointing import doubt
 from voice_rtc.core.history import Message, said_by_user
 from voice_rtc.core.similarity import TextSimilarity
 from voice_rtc.core.speculation import Speculation, SpeculationRules, Verdict
@@ -94,7 +94,7 @@ class Speculating:
     def hear(self, text: str) -> None:
         """The newest partial of it."""
         if self._speculation is not None:
-            self._speculation.hear(text, self._context.now(), completeness(text))
+            self._speculation.hear(text, self._context.now(), 1.0 - doubt(text))
 
     def look(self, silent_since: float | None, turn_ends: float | None) -> None:
         """Begin an answer if it is time; after each event of the turn.

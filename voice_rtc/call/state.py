@@ -7,6 +7,7 @@ from typing import Literal
 
 from voice_rtc.call.events import TurnMeasured
 from voice_rtc.config import Settings
+from voice_rtc.core.endpointing import PACES
 from voice_rtc.core.turns import TurnRules
 from voice_rtc.engines.base import STT_AS_CONFIGURED, LlmOptions, SttOptions, VoiceOptions
 
@@ -44,6 +45,8 @@ class CallSettings:
             rules=TurnRules(
                 min_pause_seconds=turns.min_pause_seconds,
                 max_pause_seconds=turns.max_pause_seconds,
+                pace=PACES[turns.preset],
+                reopen_seconds=turns.reopen_seconds,
                 barge_in_seconds=turns.barge_in_seconds,
                 max_utterance_seconds=turns.max_utterance_seconds,
             ),
@@ -53,9 +56,8 @@ class CallSettings:
 
     def with_pause(self, seconds: float) -> CallSettings:
         """The same with a fixed pause before a turn ends."""
-        return replace(
-            self, rules=replace(self.rules, min_pause_seconds=seconds, max_pause_seconds=seconds)
-        )
+        rules = replace(self.rules, min_pause_seconds=seconds, max_pause_seconds=seconds, pace=1.0)
+        return replace(self, rules=rules)
 
 
 @dataclass(frozen=True, slots=True)

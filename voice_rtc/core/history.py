@@ -92,6 +92,21 @@ class Conversation:
         except KeyError:
             raise UnknownItem(f"the conversation has no item {item_id}") from None
 
+    def previous_id(self, item_id: str) -> str | None:
+        """Id of the item before it, None for the first. Raises UnknownItem."""
+        self.get(item_id)
+        ids = list(self._items)
+        place = ids.index(item_id)
+        return ids[place - 1] if place else None
+
+    def last_said(self) -> str:
+        """What was heard of the agent's last reply; "" for none, and while it is not finished."""
+        for item in reversed(self._items.values()):
+            said = _content(item)
+            if item.role == "assistant" and (said or item.status == "in_progress"):
+                return said
+        return ""
+
     def update(
         self,
         item_id: str,

@@ -23,6 +23,7 @@ nothing):
     PAUSE     USER             -               THINKING        -              -
                                                      commit
     THINKING  USER  open       -               -               AGENT          IDLE
+                    (reopening)
                     +interrupt
     AGENT     OVERLAP  duck    -               -               -              IDLE
                     +open
@@ -52,6 +53,17 @@ must deliver DeadlineReached; it changes with every event. In USER it is the lon
 PAUSE the end of the turn (dated from the last speech sample, so that slow detection does not
 lengthen the pause), in OVERLAP the moment at which talking over the reply is a barge-in.
 
+**A pause** is as long as `core.endpointing` says, which is told here of every partial and of every
+pause that the caller went on after.
+
+**A turn that was ended too early is reopened**: speech that starts while the reply to it was not
+heard yet takes the reply back, and when it starts at most ``rules.reopen_seconds`` after the
+commit, the utterance that it opens *continues* the one before: both are one turn, transcribed as
+one text, and committed once more. That commit prepares a new reply whatever came of the speech,
+since the first part has none any more: a cough costs the reply some time, never the answer. Only a
+commit that the machine answered by itself can be reopened, not one that the client made, and none
+of a turn that is longer than an utterance may be.
+
 **A too long utterance** is committed without an answer: the agent does not talk over somebody who
 still speaks.
 
@@ -78,7 +90,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, ClassVar, Literal
 
-from voice_rtc.core.endpointing import pause_seconds
+from voice_rtc.core.endpointing import Endpointing
 from voice_rtc.errors import StateError
 
 TurnEnd = Literal["endpointing", "max_length", "manual"]
@@ -120,9 +132,22 @@ class SpeechStopped:
 
 @dataclass(frozen=True, slots=True)
 class PartialHeard:
-    """A partial transcript of the open utterance; replaces the one before."""
+    """A partial transcript of the open utterance; replaces the one before.
+
+    Of one that continues another: the text of both.
+    """
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnJudged:
+    """A model heard whether the caller is finished, in the pause that began then."""
+
+    stopped_at_seconds: float
+    """`SpeechStopped.at_seconds` of the pause."""
+    completeness: float
+    """Probability, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +195,7 @@ Event = (
     SpeechStarted
     | SpeechStopped
     | PartialHeard
+    | TurnJudged
     | ReplyAudible
     | ReplyDone
     | DeadlineReached
@@ -186,11 +212,13 @@ class OpenUtterance:
     """Begin to transcribe a new utterance."""
 
     utterance: int
+    continues: int | None = None
+    """The utterance that it makes one turn with, committed a moment ago; None: its own turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommitTurn:
-    """The utterance is the caller's turn: take its final transcript."""
+    """The utterance, with what it continues, is the caller's turn: take its final transcript."""
 
     utterance: int
     reply: int | None
@@ -239,8 +267,14 @@ class TurnRules:
 
     min_pause_seconds: float = 0.5
     """Pause that ends a turn whose partial transcript reads complete."""
-    max_pause_seconds: float = 1.0
+    max_pause_seconds: float = 2.0
     """Pause that ends a turn whatever the transcript says."""
+    pace: float = 1.0
+    """Factor on both."""
+    reopen_seconds: float = 2.0
+    """Speech that starts so soon after the commit, before the reply was heard, reopens the turn.
+
+    HF speech-to-speech keeps an incomplete sentence open for as long."""
     barge_in_seconds: float = 0.3
     """Speech over an audible reply that takes the floor."""
     max_utterance_seconds: float = 30.0
@@ -260,14 +294,19 @@ class TurnMachine:
     event raises StateError and changes nothing.
     """
 
-    def __init__(self, rules: TurnRules = TurnRules()) -> None:
+    def __init__(
+        self, rules: TurnRules = TurnRules(), endpointing: Endpointing | None = None
+    ) -> None:
+        """``endpointing`` may be told of replies and latencies by others meanwhile."""
         self.rules = rules
         """May be replaced at any time; holds from the next event on."""
+        self._endpointing = endpointing or Endpointing()
         self._floor = Floor.IDLE
         self._utterance = 0
         self._reply = 0
         self._deadline: float | None = None
-        self._text = ""
+        self._began_at = 0.0  # when the turn began, of which the newest utterance is the last part
+        self._answered_at: float | None = None  # commit of what the reply in preparation answers
         self._opened_at = 0.0
         self._stopped_at: float | None = None
         self._overlaps_since = 0.0
@@ -332,16 +371,23 @@ class TurnMachine:
         return []
 
     def _go_on(self, event: SpeechStarted, now: float) -> list[Action]:
+        self._note_pause(event.at_seconds)
         self._to_user()
         return []
 
     def _note(self, event: PartialHeard, now: float) -> list[Action]:
-        self._text = event.text
+        self._endpointing.partial(event.text)
         return []
 
     def _weigh_again(self, event: PartialHeard, now: float) -> list[Action]:
-        self._text = event.text
+        self._endpointing.partial(event.text)
         if self._stopped_at is not None:
+            self._to_pause(self._stopped_at)
+        return []
+
+    def _weigh_voice(self, event: TurnJudged, now: float) -> list[Action]:
+        if event.stopped_at_seconds == self._stopped_at:  # else it is about a pause that is over
+            self._endpointing.judged(event.completeness)
             self._to_pause(self._stopped_at)
         return []
 
@@ -350,6 +396,7 @@ class TurnMachine:
             self._go(Floor.IDLE)
             return [CommitTurn(self._utterance, None, "endpointing")]
         reply = self._prepare_reply()
+        self._answered_at = now
         return [CommitTurn(self._utterance, reply, "endpointing")]
 
     def _cut_long(self, event: DeadlineReached, now: float) -> list[Action]:
@@ -360,7 +407,7 @@ class TurnMachine:
     def _resume_turn(self, event: SpeechStarted, now: float) -> list[Action]:
         if not self.rules.interrupts:
             return self._overlap(event, now)
-        opened = self._open(event.at_seconds)
+        opened = self._reopen(event.at_seconds) or self._open(event.at_seconds)
         self._to_user()
         return [opened, Interrupt(self._reply, "resumed")]
 
@@ -436,6 +483,7 @@ class TurnMachine:
 
     def _commit_unheard(self, event: ManualCommit, now: float) -> list[Action]:
         self._utterance += 1
+        self._answered_at = None
         return [CommitTurn(self._utterance, None, "manual")]
 
     def _start_reply(self, event: ReplyRequested, now: float) -> list[Action]:
@@ -465,9 +513,27 @@ class TurnMachine:
 
     def _open(self, at_seconds: float) -> OpenUtterance:
         self._utterance += 1
-        self._text = ""
+        self._endpointing.begin()
+        self._began_at, self._answered_at = at_seconds, None
         self._opened_at, self._stopped_at, self._kept = at_seconds, None, False
         return OpenUtterance(self._utterance)
+
+    def _reopen(self, at_seconds: float) -> OpenUtterance | None:
+        """Open an utterance that continues the one before; None when that one stands."""
+        if self._answered_at is None:
+            return None
+        if at_seconds - self._answered_at > self.rules.reopen_seconds:
+            return None
+        if at_seconds - self._began_at > self.rules.max_utterance_seconds:
+            return None
+        self._note_pause(at_seconds)
+        self._utterance += 1
+        self._opened_at, self._answered_at = at_seconds, None
+        return OpenUtterance(self._utterance, continues=self._utterance - 1)
+
+    def _note_pause(self, ended_at: float) -> None:
+        if self._stopped_at is not None:
+            self._endpointing.went_on(ended_at - self._stopped_at)
 
     def _commit_in_speech(self, end: TurnEnd, now: float) -> list[Action]:
         """The caller still speaks: what follows is the next utterance."""
@@ -482,14 +548,15 @@ class TurnMachine:
 
     def _to_pause(self, stopped_at: float) -> None:
         self._stopped_at = stopped_at
-        pause = pause_seconds(
-            self._text, self.rules.min_pause_seconds, self.rules.max_pause_seconds
+        pace = self.rules.pace
+        pause = self._endpointing.pause(
+            self.rules.min_pause_seconds * pace, self.rules.max_pause_seconds * pace
         )
         self._go(Floor.PAUSE, stopped_at + pause)
 
     def _prepare_reply(self) -> int:
         self._reply += 1
-        self._audible = False
+        self._audible, self._answered_at = False, None
         self._go(Floor.THINKING)
         return self._reply
 
@@ -531,6 +598,7 @@ class TurnMachine:
         (Floor.IDLE, SpeechStarted): _take_floor,
         (Floor.IDLE, SpeechStopped): _ignore,
         (Floor.IDLE, PartialHeard): _ignore,
+        (Floor.IDLE, TurnJudged): _ignore,
         (Floor.IDLE, ReplyAudible): _ignore,
         (Floor.IDLE, ReplyDone): _ignore,
         (Floor.IDLE, DeadlineReached): _ignore,
@@ -540,6 +608,7 @@ class TurnMachine:
         (Floor.USER, SpeechStarted): _ignore,
         (Floor.USER, SpeechStopped): _pause,
         (Floor.USER, PartialHeard): _note,
+        (Floor.USER, TurnJudged): _ignore,
         (Floor.USER, ReplyAudible): _ignore,
         (Floor.USER, ReplyDone): _ignore,
         (Floor.USER, DeadlineReached): _cut_long,
@@ -549,6 +618,7 @@ class TurnMachine:
         (Floor.PAUSE, SpeechStarted): _go_on,
         (Floor.PAUSE, SpeechStopped): _ignore,
         (Floor.PAUSE, PartialHeard): _weigh_again,
+        (Floor.PAUSE, TurnJudged): _weigh_voice,
         (Floor.PAUSE, ReplyAudible): _ignore,
         (Floor.PAUSE, ReplyDone): _ignore,
         (Floor.PAUSE, DeadlineReached): _end_turn,
@@ -558,6 +628,7 @@ class TurnMachine:
         (Floor.THINKING, SpeechStarted): _resume_turn,
         (Floor.THINKING, SpeechStopped): _ignore,
         (Floor.THINKING, PartialHeard): _ignore,
+        (Floor.THINKING, TurnJudged): _ignore,
         (Floor.THINKING, ReplyAudible): _become_audible,
         (Floor.THINKING, ReplyDone): _finish_reply,
         (Floor.THINKING, DeadlineReached): _ignore,
@@ -567,6 +638,7 @@ class TurnMachine:
         (Floor.AGENT, SpeechStarted): _overlap,
         (Floor.AGENT, SpeechStopped): _ignore,
         (Floor.AGENT, PartialHeard): _ignore,
+        (Floor.AGENT, TurnJudged): _ignore,
         (Floor.AGENT, ReplyAudible): _ignore,
         (Floor.AGENT, ReplyDone): _finish_reply,
         (Floor.AGENT, DeadlineReached): _ignore,
@@ -576,6 +648,7 @@ class TurnMachine:
         (Floor.OVERLAP, SpeechStarted): _speak_on,
         (Floor.OVERLAP, SpeechStopped): _stop_over_reply,
         (Floor.OVERLAP, PartialHeard): _note,
+        (Floor.OVERLAP, TurnJudged): _ignore,
         (Floor.OVERLAP, ReplyAudible): _become_audible,
         (Floor.OVERLAP, ReplyDone): _finish_in_overlap,
         (Floor.OVERLAP, DeadlineReached): _barge_in,

@@ -1,7 +1,8 @@
 """The Protocols that every engine keeps. A call knows only these.
 
 Four kinds of engine: VAD (does someone speak in this window), STT (speech to text), LLM (what to
-answer) and TTS (text to speech). An *engine* is shared by all calls and lives as long as the
+answer) and TTS (text to speech); and, where one is configured, a turn model (does the caller sound
+finished). An *engine* is shared by all calls and lives as long as the
 server; a *session* belongs to one call and is closed with it. Engines run their models in worker
 threads or processes of their own: no method here may block the event loop, and sessions and
 streams are used from one event loop only.
@@ -16,14 +17,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from voice_rtc.core.audio import Pcm
+from voice_rtc.core.audio import Pcm, Samples
 from voice_rtc.core.history import Message
 from voice_rtc.errors import EngineError
 
 if TYPE_CHECKING:
     from voice_rtc.core.capacity import LatencyCurve
 
-EngineKind = Literal["vad", "stt", "llm", "tts"]
+EngineKind = Literal["vad", "stt", "llm", "tts", "turn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """What all four kinds have in common."""
+    """What all kinds have in common."""
 
     @property
     def info(self) -> EngineInfo:
@@ -100,6 +101,23 @@ class VadEngine(Engine, Protocol):
 
     def open(self) -> VadSession:
         """A fresh session."""
+        ...
+
+
+class TurnModel(Engine, Protocol):
+    """Does the caller sound finished? What the words alone do not tell."""
+
+    @property
+    def heard_seconds(self) -> float:
+        """How much audio it can make use of."""
+        ...
+
+    async def completeness(self, samples: Samples, text: str) -> float:
+        """Probability, 0 to 1, that the turn is over.
+
+        ``samples`` (16 kHz) are the newest of the turn and end now, a moment into a pause;
+        ``text`` is what was understood of it. Raises EngineError.
+        """
         ...
 
 
@@ -328,7 +346,7 @@ class TtsEngine(Engine, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineSet:
-    """The four engines of a server."""
+    """The engines of a server."""
 
     vad: VadEngine
     stt: SttEngine
@@ -338,10 +356,17 @@ class EngineSet:
     """What selection wants the user to know, e.g. which better engine was not available and why."""
     stt_factory: SttFactory | None = None
     """Makes more engines like ``stt``, to replace or to multiply it; None: it stays alone."""
+    turn: TurnModel | None = None
+    """Beside the words; None: the words alone decide."""
+
+    def all(self) -> list[Engine]:
+        """In the order of the audio's way."""
+        turn = [] if self.turn is None else [self.turn]
+        return [self.vad, *turn, self.stt, self.llm, self.tts]
 
     def infos(self) -> list[EngineInfo]:
-        """What runs, in the order of the audio's way."""
-        return [self.vad.info, self.stt.info, self.llm.info, self.tts.info]
+        """What runs."""
+        return [engine.info for engine in self.all()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from voice_rtc.engines.stt.realtimestt import RealtimeSttEngine
 from voice_rtc.engines.stt.whisper import DEFAULT_MODEL, WhisperSettings, WhisperStt
 from voice_rtc.engines.tts.espeak import EspeakTts
 from voice_rtc.engines.tts.kokoro import KokoroTts
+from voice_rtc.engines.turn.smart_turn import SmartTurn
 from voice_rtc.engines.vad.silero import SileroVad
 from voice_rtc.engines.vad.webrtc import WebRtcVad
 from voice_rtc.errors import EngineError, EngineTimeout
@@ -73,8 +74,13 @@ async def load_engines(settings: Settings, report: Report) -> EngineSet:
         stt, chosen = await loader.first("stt", stt_candidates(settings))
         llm, _ = await loader.first("llm", llm_candidates(settings))
         tts, _ = await loader.first("tts", tts_candidates(settings))
+        turn = None
+        if settings.turns.model is not None:
+            path = settings.turns.model
+            named = Candidate(lambda reason: SmartTurn(path, reason=reason), _BY_NAME)
+            turn, _ = await loader.first("turn", [named])
         started.pop_all()
-    return EngineSet(vad, stt, llm, tts, tuple(notes), chosen.again)
+    return EngineSet(vad, stt, llm, tts, tuple(notes), chosen.again, turn)
 
 
 async def load_stt(settings: Settings, report: Report) -> SttEngine:
@@ -86,9 +92,9 @@ async def load_stt(settings: Settings, report: Report) -> SttEngine:
 
 
 async def close_engines(engines: EngineSet) -> None:
-    """Close all four; one that fails does not keep the others open."""
+    """Close all; one that fails does not keep the others open."""
     async with AsyncExitStack() as stack:
-        for engine in (engines.vad, engines.stt, engines.llm, engines.tts):
+        for engine in engines.all():
             stack.push_async_callback(engine.aclose)
 
 

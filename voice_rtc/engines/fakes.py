@@ -7,6 +7,7 @@ needs no model.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
@@ -88,6 +89,32 @@ class ThresholdVadSession:
     def _probability(self, window: Samples) -> float:
         over = rms_dbfs(window) - self._threshold_dbfs
         return min(1.0, max(0.0, 0.5 + over / (2 * _DB_PER_DOUBLING)))
+
+
+class ScriptedTurnModel:
+    """Says that turns are complete by ``answers``, one for each pause, cycling through them."""
+
+    heard_seconds = 8.0
+
+    def __init__(self, answers: Sequence[float | EngineError] = (1.0,)) -> None:
+        self._answers = itertools.cycle(answers)
+        self.asked: list[tuple[int, str]] = []
+        """Of the newest pauses: samples heard, text understood."""
+        self.info = EngineInfo("turn", "scripted", notes=_NOTE)
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+    async def completeness(self, samples: Samples, text: str) -> float:
+        """The next answer; an EngineError among them is raised."""
+        self.asked = [*self.asked[-49:], (len(samples), text)]
+        answer = next(self._answers)
+        if isinstance(answer, EngineError):
+            raise answer
+        return answer
 
 
 class ScriptedStt:
