@@ -56,7 +56,8 @@ class Room:
         no_pool: Any = None  # the lease is there already
         self.metrics = Metrics()
         self.context = CallContext(
-            "rtc_1", CallPorts(Settings(engines="fake"), engines, no_pool, self.metrics)
+            "rtc_1",
+            CallPorts(Settings(engines="fake"), engines, no_pool, self.metrics, RecentTurns(10)),
         )
         self.context.sink = self
         self.context.end = lambda _reason: None
