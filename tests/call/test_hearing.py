@@ -13,6 +13,7 @@ from voice_rtc.call.context import CallContext, CallerTurn, CallPorts
 from voice_rtc.call.hearing import Hearing
 from voice_rtc.config import Settings
 from voice_rtc.core.audio import Pcm
+from voice_rtc.core.latency import RecentTurns
 from voice_rtc.core.turns import PartialHeard
 from voice_rtc.engines.base import EngineSet, Final, Partial, SttFailed, SttOptions, SttResult
 from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
