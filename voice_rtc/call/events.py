@@ -39,6 +39,15 @@ class TurnCommitted:
 
 
 @dataclass(frozen=True, slots=True)
+class CallerSilent:
+    """The caller said nothing for so long that the agent speaks up; an empty turn stands for it."""
+
+    item_id: str
+    from_ms: int
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class CallerPartial:
     """What the turn in progress sounds like; replaces the one before."""
 
@@ -182,6 +191,7 @@ CallEvent = (
     CallerSpeechStarted
     | CallerSpeechStopped
     | TurnCommitted
+    | CallerSilent
     | CallerPartial
     | CallerTranscript
     | CallerTranscriptFailed
