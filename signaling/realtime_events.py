@@ -122,6 +122,17 @@ class RealtimeEvents:
         ]
 
     @render.register
+    def _(self, event: events.CallerSilent) -> list[Json]:
+        return [
+            {
+                "type": "input_audio_buffer.timeout_triggered",
+                "item_id": event.item_id,
+                "audio_start_ms": event.from_ms,
+                "audio_end_ms": event.until_ms,
+            }
+        ]
+
+    @render.register
     def _(self, event: events.TurnCommitted) -> list[Json]:
         after = {"previous_item_id": event.after}
         added = {"type": "conversation.item.added", "item": self._item(event.item_id), **after}

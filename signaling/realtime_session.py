@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -54,6 +54,7 @@ class _TurnDetection(_Lenient):
     speed: float | None = Field(None, ge=0.5, le=2.0)
     create_response: bool | None = None
     interrupt_response: bool | None = None
+    idle_timeout_ms: int | None = Field(None, ge=1000, le=300_000)
 
 
 class _Input(_Lenient):
@@ -75,12 +76,19 @@ class _Audio(_Lenient):
     output: _Output | None = None
 
 
+class _Extension(_Lenient):
+    """``session.voice_rtc``: what OpenAI's session has no field for."""
+
+    barge_in: Literal["default", "words", "any", "never"] | None = None
+
+
 class _Session(_Lenient):
     """The fields this server acts on, with their ranges."""
 
     type: str = Field("realtime", pattern="^realtime$")
     instructions: str | None = None
     audio: _Audio | None = None
+    voice_rtc: _Extension | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,7 @@ def new_session(call_id: str, settings: Settings, engines: EngineSet) -> Session
                     "silence_duration_ms": None,
                     "create_response": True,
                     "interrupt_response": True,
-                    "idle_timeout_ms": None,
+                    "idle_timeout_ms": round(settings.turns.idle_prompt_seconds * 1000) or None,
                 },
             },
             "output": {
@@ -133,6 +141,7 @@ def new_session(call_id: str, settings: Settings, engines: EngineSet) -> Session
         "max_output_tokens": settings.llm.max_tokens or "inf",
         "tracing": None,
         "truncation": "auto",
+        "voice_rtc": {"barge_in": settings.turns.barge_in},
     }
 
 
@@ -196,7 +205,9 @@ def call_settings(session: Session, defaults: Session, base: CallSettings) -> Ca
         voice=_voice(audio.output or _Output(), defaults["audio"]["output"]),
         stt=_stt(session, defaults, base),
     )
-    return _with_detection(settings, audio.input or _Input())
+    return _with_extension(
+        _with_detection(settings, audio.input or _Input()), checked.voice_rtc or _Extension()
+    )
 
 
 def reply_wishes(
@@ -351,6 +362,8 @@ def _with_detection(settings: CallSettings, given: _Input) -> CallSettings:
         creates_reply=detection.create_response is not False,
         interrupts=detection.interrupt_response is not False,
     )
+    if detection.idle_timeout_ms is not None:
+        rules = replace(rules, idle_seconds=detection.idle_timeout_ms / 1000)
     settings = replace(settings, manual_turns=False, rules=rules)
     if detection.threshold is not None:
         settings = replace(settings, speech_threshold=detection.threshold)
@@ -365,6 +378,13 @@ def _paced(rules: TurnRules, detection: _TurnDetection) -> TurnRules:
     preset = _EAGERNESS.get(detection.eagerness or "auto")
     pace = rules.pace if preset is None else PACES[preset]
     return replace(rules, pace=pace / (detection.speed or 1.0))
+
+
+def _with_extension(settings: CallSettings, given: _Extension) -> CallSettings:
+    if given.barge_in is None:
+        return settings
+    barge_in = replace(settings.rules.barge_in, policy=given.barge_in)
+    return replace(settings, rules=replace(settings.rules, barge_in=barge_in))
 
 
 def _lay_over(target: Session, update: Session) -> None:

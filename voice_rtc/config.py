@@ -256,8 +256,31 @@ class TurnSettings(Section):
     """ONNX file of Smart-Turn v3 (pipecat-ai/smart-turn-v3): it hears in the voice whether the
     caller is finished, and counts for a third beside the words. One inference in each pause; each
     call keeps 8 s of its audio (256 KB)."""
+    barge_in: Literal["default", "words", "any", "never"] = "default"
+    """What interrupts a reply: words and, where none come in time, the length of the speech
+    (`default`); words alone (`words`); any speech (`any`); nothing (`never`)."""
     barge_in_seconds: float = Field(0.3, gt=0, le=5)
-    """Speech over a reply that counts as an interruption."""
+    """Speech over a reply that counts as an interruption when words come of it."""
+    barge_in_words: int = Field(2, ge=1, le=20)
+    """So many words interrupt although they were quickly said; "mhm" and the like do not count."""
+    barge_in_wordless_factor: float = Field(2.5, ge=1, le=20)
+    """Times `turns.barge_in_seconds`: speech that interrupts where no transcript comes in time."""
+    barge_in_patience_seconds: float = Field(2.0, gt=0, le=10)
+    """For a noise without words a reply stands still no longer; "mhm, yeah" that lasts longer
+    interrupts."""
+    background_db: float = Field(15.0, ge=3, le=100)
+    """Speech so many dB below the caller's usual level is somebody else's: it does not
+    interrupt."""
+    echo_similarity: float = Field(0.7, gt=0, le=2)
+    """Likeness, up to 1, of what comes in to what was just played, from which it is an echo and
+    does not interrupt. 2: never."""
+    duck_seconds: float = Field(0.3, ge=0, le=5)
+    """A reply that is spoken over stands still after being lowered for so long; what was lowered is
+    said again when it goes on."""
+    idle_prompt_seconds: float = Field(0.0, ge=0, le=300)
+    """Silence of the caller after a reply until the agent speaks up by itself. 0: it does not."""
+    idle_prompts: int = Field(2, ge=1, le=10)
+    """It does so as often, one after the other, until the caller says something."""
     max_utterance_seconds: float = Field(30.0, ge=1, le=300)
     """A longer utterance is committed as it stands."""
     speculate: bool = True

@@ -94,6 +94,15 @@ class Metrics:
         self.barge_ins_total = self._counter(
             "barge_ins_total", "Overlaps, by what came of them.", "kind"
         )
+        self.barge_in_confirm_seconds = self._histogram(
+            "barge_in_confirm_seconds",
+            "From the caller's first sound over a reply to its end, by what decided.",
+            _SECONDS,
+            "by",
+        )
+        self.reply_rewinds_total = self._counter(
+            "reply_rewinds_total", "Replies that stood still and went on where they were lowered."
+        )
         self.turns_total = self._counter("turns_total", "Caller's turns, by how they ended.", "end")
         self.turns_reopened_total = self._counter(
             "turns_reopened_total", "Turns that the caller went on with before the reply was heard."

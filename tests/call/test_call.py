@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from signaling.main import Server
-from tests.support.audio import tone
+from tests.support.audio import speech_clips, tone
 from tests.support.caller import Caller, calling
 from tests.support.server import serving
-from voice_rtc.core.audio import LISTEN_RATE_HZ, rms_dbfs, silence
+from voice_rtc.core.audio import LISTEN_RATE_HZ, Samples, rms_dbfs, silence
 from voice_rtc.engines.base import EngineSet, LlmEvent, Usage
 from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ScriptedTurnModel, ThresholdVad, ToneTts
 from voice_rtc.errors import EngineCrashed, EngineError, LlmError
@@ -158,6 +159,127 @@ async def test_a_cough_does_not_cut_the_reply() -> None:
         assert done["response"]["status"] == "completed"
         assert "input_audio_buffer.speech_started" not in caller.types()[before:]
         assert count(server, "barge_ins_total", kind="false_alarm") == 1
+
+
+async def test_a_reply_goes_on_after_a_backchannel_and_nothing_of_it_counts_twice() -> None:
+    async with call(engines(finals=("Hello.", "Mhm."), replies=(LONG_REPLY,))) as (server, caller):
+        await speak(caller)
+        await caller.event("output_audio_buffer.started")
+        before = await speak(caller, 0.8)
+        done = await caller.event("response.done", after=before)
+        assert done["response"]["status"] == "completed"
+        assert "input_audio_buffer.speech_started" not in caller.types()[before:]
+        assert count(server, "barge_ins_total", kind="backchannel") == 1
+        assert count(server, "reply_rewinds_total") == 1
+        reply = next(iter(server.registry.calls())).conversation.items()[1]
+        assert reply.text == LONG_REPLY and not reply.interrupted
+        assert reply.heard_ms == pytest.approx(len(LONG_REPLY) * 30, abs=150)
+
+
+async def test_stop_is_heard_at_once_although_it_is_short() -> None:
+    finals = ("Hello.", "Stop.")
+    async with call(engines(finals=finals, replies=(LONG_REPLY, "Yes?"))) as (server, caller):
+        await speak(caller)
+        await caller.event("output_audio_buffer.started")
+        before = await speak(caller, 0.26)
+        await caller.event("voice_rtc.reply.heard", after=before)
+        assert count(server, "barge_in_confirm_seconds_count", by="stop_word") == 1
+        await caller.event("voice_rtc.transcript.partial", after=before)
+        kinds = caller.types()[before:]
+        started = kinds.index("input_audio_buffer.speech_started")
+        assert started < kinds.index("voice_rtc.reply.heard")
+        assert started < kinds.index("voice_rtc.transcript.partial")
+
+
+class Reader(ToneTts):
+    """Speaks in a real voice, whatever it is to say."""
+
+    def _tone(self, seconds: float, voice: str) -> Samples:
+        samples = np.concatenate([clip.samples for clip in speech_clips(self.rate_hz)])
+        return samples[: int(seconds * self.rate_hz)]
+
+
+def reading(*finals: str) -> EngineSet:
+    """Words come as late as a real recogniser's."""
+    stt = ScriptedStt(("Hello.", *finals), word_seconds=1.2)
+    return EngineSet(ThresholdVad(), stt, EchoLlm((LONG_REPLY,)), Reader())
+
+
+class Loudspeaker:
+    """A caller without echo cancellation: what they hear goes into their microphone."""
+
+    def __init__(self, caller: Caller, gain: float) -> None:
+        self.caller = caller
+        self.gain = gain
+        self.voice = silence(0)
+        """What the caller says into it."""
+
+    async def run(self) -> None:
+        played = len(self.caller.frames)
+        while True:
+            await self.caller.frame()
+            for _, heard in self.caller.frames[played:]:
+                said, self.voice = self.voice[: len(heard)], self.voice[len(heard) :]
+                mixed = heard * self.gain
+                mixed[: len(said)] += said
+                self.caller.microphone.say(np.clip(mixed, -32768, 32767).astype(np.int16))
+            played = len(self.caller.frames)
+
+
+@asynccontextmanager
+async def loudspeaker(caller: Caller, gain: float = 0.2) -> AsyncIterator[Loudspeaker]:
+    speaker = Loudspeaker(caller, gain)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(speaker.run())
+        yield speaker
+        running.cancel()
+
+
+async def test_our_own_echo_neither_interrupts_nor_becomes_a_turn() -> None:
+    async with call(reading("stop the echo now")) as (server, caller):
+        await speak(caller)
+        async with loudspeaker(caller):
+            done = await caller.event("response.done")
+            assert done["response"]["status"] == "completed"
+            for _ in range(50):
+                await caller.microphone.frame()
+        assert count(server, "barge_ins_total", kind="echo") >= 1
+        assert count(server, "barge_ins_total", kind="barge_in") == 0
+        assert caller.types().count("input_audio_buffer.speech_started") == 1
+
+
+async def test_a_caller_who_speaks_into_the_echo_interrupts() -> None:
+    async with call(reading("our own words", "But I want")) as (server, caller):
+        await speak(caller)
+        await caller.event("output_audio_buffer.started")
+        async with loudspeaker(caller) as speaker:
+            for _ in range(75):
+                await caller.frame()
+            assert count(server, "barge_ins_total", kind="barge_in") == 0
+            speaker.voice = tone(3.0, level=0.5)
+            heard = await caller.event("voice_rtc.reply.heard")
+        assert not heard["complete"]
+        assert count(server, "barge_ins_total", kind="barge_in") == 1
+
+
+async def test_a_caller_who_says_nothing_is_spoken_to_again() -> None:
+    idle = {"audio": {"input": {"turn_detection": {"type": "server_vad", "idle_timeout_ms": 1000}}}}
+    async with call(turns={"idle_prompts": 1}) as (server, caller):
+        caller.send(type="session.update", session=idle)
+        await caller.event("session.updated")
+        before = await speak(caller)
+        first = await caller.event("response.done", after=before)
+        silent = await caller.event("input_audio_buffer.timeout_triggered")
+        assert 900 <= silent["audio_end_ms"] - silent["audio_start_ms"] <= 1100
+        committed = await caller.event(
+            "input_audio_buffer.committed", lambda e: e["item_id"] == silent["item_id"]
+        )
+        assert committed["previous_item_id"] == first["response"]["output"][0]["id"]
+        again = caller.events.index(
+            next(each for each in caller.events if each[1]["type"] == silent["type"])
+        )
+        await caller.event("response.done", after=again)
+        assert count(server, "turns_total", end="idle") == 1
 
 
 async def test_a_noise_without_words_is_not_answered() -> None:
@@ -320,7 +442,8 @@ async def test_a_transcript_that_fails_is_not_dead_air() -> None:
 
 
 async def test_a_noise_that_cut_a_reply_is_not_dead_air() -> None:
-    async with call(engines(finals=("Hello.", ""), replies=(LONG_REPLY,))) as (_, caller):
+    chosen = engines(finals=("Hello.", ""), replies=(LONG_REPLY,))
+    async with call(chosen, turns={"barge_in": "any"}) as (_, caller):
         await speak(caller)
         await caller.event("output_audio_buffer.started")
         before = await speak(caller, 0.8)

@@ -96,7 +96,8 @@ async def test_a_reply_cut_before_it_is_heard_tells_how_far_it_came() -> None:
         later = await caller.event(
             "voice_rtc.turn.metrics", lambda e: e["outcome"] == "heard", after=before
         )
-        assert later["item_id"] != event["item_id"]
+        assert later["item_id"] == event["item_id"]  # one turn, reopened
+        assert later["response_id"] != event["response_id"]
         assert outcomes(server) == {"cut": 1, "heard": 1}
 
 

@@ -414,3 +414,181 @@ def test_silence_has_no_length_to_fade():
     play.read(FRAME)
     play.clear(1)
     assert play.read(FRAME).samples is None
+
+
+# ------------------------------------------------------------------- standing still, going on
+
+PAUSE = 100
+"""Samples read until a ducked reply stands still."""
+
+
+def distinct(samples: int, seed: int = 0) -> Samples:
+    """Each value once, even and loud: half of it tells where it was as well."""
+    values = 2 * np.random.default_rng(seed).permutation(np.arange(4000, 4000 + samples))
+    return values.astype(np.int16)
+
+
+def ducked_speech(samples: Samples, text: str = "one two three four") -> Playout:
+    play = playout(duck_gain=0.5, pause_seconds=PAUSE / RATE)
+    play.begin(1)
+    play.segment(1, text)
+    play.write(1, samples)
+    play.finish(1)
+    return play
+
+
+def read_until_still(play: Playout) -> list[Samples]:
+    """Frames until nothing more comes of a ducked reply, its fade last."""
+    frames = []
+    while (read := play.read(FRAME)).samples is not None:
+        assert read.reply == 1 and not read.finished
+        frames.append(read.samples)
+        assert len(frames) < 1000
+    return frames
+
+
+def test_a_reply_that_stays_ducked_stands_still():
+    play = ducked_speech(constant(LOUD, 1000))
+    play.read(500)
+    play.duck(True)
+    frames = read_until_still(play)
+    assert len(frames) == PAUSE // FRAME + 1
+    assert frames[-1][0] < LOUD / 2 and not frames[-1][5:].any()
+    assert play.read(FRAME) == PlayoutRead(None, 1, False, False)
+    assert play.heard(1).seconds == 0.6 and play.underruns == 0
+    assert play.buffered_seconds == 0.4
+
+
+def test_it_goes_on_where_it_was_ducked_at_the_quietest_spot_before():
+    samples = constant(LOUD, 1000)
+    samples[395:415] = 50
+    play = ducked_speech(samples)
+    play.read(500)
+    play.duck(True)
+    read_until_still(play)
+    play.duck(False)
+    again = np.concatenate([sound(play.read(FRAME)) for _ in range(5)])
+    quiet = int((again == 50).sum())
+    assert 5 <= quiet <= 20 and again[quiet + 5 :].min() == LOUD
+    assert play.rewinds == 1
+    assert play.heard(1).seconds == 0.6
+
+
+def test_going_on_fades_in():
+    play = ducked_speech(constant(LOUD, 1000))
+    play.read(500)
+    play.duck(True)
+    read_until_still(play)
+    play.duck(False)
+    again = sound(play.read(FRAME))
+    assert 0 < again[0] < LOUD / 4 and np.all(np.diff(again[:5]) > 0) and set(again[5:]) == {LOUD}
+
+
+def test_a_short_dip_repeats_nothing():
+    samples = distinct(1000)
+    play = ducked_speech(samples)
+    play.read(500)
+    play.duck(True)
+    play.read(PAUSE - FRAME)
+    play.duck(False)
+    play.read(FRAME)
+    assert np.array_equal(sound(play.read(FRAME)), samples[500 + PAUSE : 500 + PAUSE + FRAME])
+    assert play.rewinds == 0
+
+
+def test_a_reply_ducked_from_its_first_sample_goes_on_from_there():
+    samples = distinct(1000)
+    play = ducked_speech(samples)
+    play.duck(True)
+    read_until_still(play)
+    play.duck(False)
+    play.read(FRAME)
+    assert np.array_equal(sound(play.read(FRAME)), samples[FRAME : 2 * FRAME])
+
+
+def test_without_patience_a_reply_stands_still_at_once():
+    play = playout(pause_seconds=0.0)
+    play.begin(1)
+    play.write(1, constant(LOUD, 500))
+    play.read(FRAME)
+    play.duck(True)
+    assert not sound(play.read(FRAME))[5:].any()
+    assert play.read(FRAME).samples is None
+
+
+def test_cutting_a_reply_that_stands_still_makes_no_sound():
+    play = ducked_speech(constant(LOUD, 1000))
+    play.read(500)
+    play.duck(True)
+    read_until_still(play)
+    assert play.clear(1) == Heard(1, 0.6, "one two", False)
+    play.duck(False)
+    assert play.read(FRAME) == PlayoutRead(None, None, False, False)
+    assert play.rewinds == 0
+
+
+def test_the_next_reply_does_not_stand_still_because_the_last_one_did():
+    play = ducked_speech(constant(LOUD, 1000))
+    play.duck(True)
+    read_until_still(play)
+    play.clear(1)
+    play.duck(False)
+    play.read(FRAME)
+    play.begin(2)
+    play.write(2, constant(LOUD, 200))
+    assert set(sound(play.read(FRAME))) == {LOUD}
+
+
+def test_coughs_that_come_too_soon_after_one_another_do_not_hold_a_reply_up_for_ever():
+    play, coughs = ducked_speech(distinct(4000)), 0
+    while play.buffered_seconds > 0.2:
+        play.duck(True)
+        read_until_still(play)
+        play.duck(False)
+        play.read(FRAME)
+        coughs += 1
+    assert coughs <= 2 * 4000 / (PAUSE + FRAME)
+
+
+def where(frame: Samples, at: dict[int, int], gain: float) -> int | None:
+    """The place of the frame's last sample, when it was played with ``gain`` throughout."""
+    places = [at.get(round(int(value) / gain)) for value in frame[5:]]
+    first = places[0]
+    if first is None or places != list(range(first, first + len(places))):
+        return None
+    return places[-1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_the_caller_does_every_sample_is_played_loud_and_counted_once(seed):
+    random = np.random.default_rng(seed)
+    samples = distinct(3000, seed)
+    at = {int(value): place for place, value in enumerate(samples)}
+    play = ducked_speech(samples, " ".join(["word"] * 30))
+    times, position, ducked, heard_before = np.zeros(3000, int), 0, False, 0.0
+    loud, stood_still, ducked_at = np.zeros(3000, bool), [], 0
+    for _ in range(2000):
+        if random.random() < 0.08:
+            ducked = not ducked
+            play.duck(ducked)
+            ducked_at = position if ducked else ducked_at
+        read = play.read(FRAME)
+        if read.samples is None:
+            stood_still.append(slice(ducked_at, position))
+        heard = play.heard(1)
+        assert heard_before <= heard.seconds <= 3.0
+        assert len(heard.text.split()) == 30 * round(heard.seconds * RATE) // 3000
+        heard_before = heard.seconds
+        if read.finished:
+            times[position:] += 1  # this frame is filled up with silence
+            break
+        if read.samples is not None and read.samples[5:].any():
+            end = where(read.samples, at, 0.5 if ducked else 1.0)
+            position = position + FRAME if end is None else end + 1  # ramps go on where it was
+            times[position - FRAME : position] += 1
+            loud[position - FRAME : position] |= not ducked
+            assert round(heard.seconds * RATE) >= position
+    assert read.finished and times.min() >= 1 and times.max() <= 2
+    # Where it stood still, all that had been lowered was played again.
+    assert stood_still and all((loud | (times == 2))[part].all() for part in stood_still)
+    assert play.heard(1) == Heard(1, 3.0, " ".join(["word"] * 30), True)

@@ -211,6 +211,27 @@ def test_replies_and_interruptions_are_allowed_again_by_null(client: Client) -> 
     assert again.creates_reply and again.interrupts
 
 
+@pytest.mark.parametrize("policy", ["default", "words", "any", "never"])
+def test_what_interrupts_is_a_field_of_our_own(client: Client, policy: str) -> None:
+    assert client.session["voice_rtc"] == {"barge_in": "default"}
+    rules = client.update(voice_rtc={"barge_in": policy}).rules
+    assert rules.barge_in.policy == policy
+    assert rules.interruptible is (policy != "never")
+    assert client.session["voice_rtc"] == {"barge_in": policy}
+    assert client.update(voice_rtc=None).rules == DEFAULTS.rules
+
+
+def test_a_client_that_wants_no_interruptions_has_none_whatever_the_policy(client: Client) -> None:
+    client.update(voice_rtc={"barge_in": "any"})
+    assert not client.detect({"interrupt_response": False}).rules.interruptible
+
+
+@pytest.mark.parametrize("wrong", ["always", 1, {}])
+def test_an_unknown_policy_is_refused(client: Client, wrong: Any) -> None:
+    refused = client.refused(voice_rtc={"barge_in": wrong})
+    assert (refused.code, refused.param) == ("invalid_value", "session.voice_rtc.barge_in")
+
+
 # ------------------------------------------------------------------------ transcription
 
 FRENCH_SERVER = Settings(stt={"language": "fr", "prompt": "Montmartre"})

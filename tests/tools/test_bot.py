@@ -92,7 +92,7 @@ async def test_a_reply_cut_by_a_noise_is_followed_by_another_which_is_the_one_re
     stt = ScriptedStt(["Hello there.", ""])
     chosen = EngineSet(ThresholdVad(), stt, EchoLlm([LONG]), ToneTts())
     speech_and_noise = np.concatenate([SPEECH, silence(2 * SEND_RATE_HZ), SPEECH])
-    async with serving(chosen) as server:
+    async with serving(chosen, turns={"barge_in": "any"}) as server:
         report = await call(BotOptions(speech_and_noise, server.url, max_seconds=20.0))
     assert report.errors == []
     assert report.turns[0].reply_status == "completed"

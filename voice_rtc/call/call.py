@@ -28,8 +28,10 @@ from voice_rtc.call.state import (
 )
 from voice_rtc.call.waiting import WaitingRoom
 from voice_rtc.core.audio import Samples
+from voice_rtc.core.barge_in import NOTHING_KNOWN, Surroundings
 from voice_rtc.core.buffers import Policy
 from voice_rtc.core.connecting import Connecting
+from voice_rtc.core.echo import HEARD_SAMPLES
 from voice_rtc.core.history import Conversation, Item
 from voice_rtc.core.turns import (
     Action,
@@ -41,6 +43,7 @@ from voice_rtc.core.turns import (
     Event,
     Floor,
     Interrupt,
+    KeepUtterance,
     ManualCommit,
     OpenUtterance,
     PartialHeard,
@@ -464,8 +467,28 @@ class Call:
     # ----------------------------------------------------------- turn taking
 
     def _on_edge(self, started: bool, at: float) -> None:
-        self._require_hearing().mark_edge(self._turns.utterance, started, at)
-        self._handle(SpeechStarted(at) if started else SpeechStopped(at))
+        hearing = self._require_hearing()
+        hearing.mark_edge(self._turns.utterance, started, at)
+        hearing.mark_speech(started, at, self._turns.floor is Floor.USER)
+        if not started:
+            self._handle(SpeechStopped(at))
+        else:
+            self._handle(SpeechStarted(at, self._surroundings() or NOTHING_KNOWN))
+
+    def _surroundings(self) -> Surroundings | None:
+        """What a voice sounds like and meets; None where that does not matter.
+
+        In IDLE it may be the echo of a reply that has just ended.
+        """
+        matters = (Floor.AGENT, Floor.OVERLAP, Floor.IDLE)
+        if self._hearing is None or self._turns.floor not in matters:
+            return None
+        heard, voiced = self._hearing.voice(HEARD_SAMPLES)
+        return Surroundings(
+            self._replies.speaker.echo_in(heard, voiced, self._hearing.voiced_until),
+            self._hearing.below_usual_db,
+            self._replies.asks(self._turns.reply),
+        )
 
     async def _read_signals(self) -> None:
         async for event in self._signals:
@@ -483,14 +506,15 @@ class Call:
             self._replies.finish(event.reply)
         elif isinstance(event, SpeechStopped):  # it may be the answer to a question
             self._context.endpointing.replied(self.conversation.last_said())
+        paused = self._turns.floor is Floor.PAUSE
         for action in self._turns.handle(event, self._context.now()):
             self._do(action, self._require_hearing())
         self._speculate(event)
         if self._turns.floor is Floor.USER and self._hearing is not None:
             # Not before: speech over a reply may yet turn out to be nothing.
             self._hearing.announce(self._turns.utterance)
-        if isinstance(event, SpeechStopped) and self._turns.floor is Floor.PAUSE:
-            self._judge(event.at_seconds)
+        if self._turns.floor is Floor.PAUSE and not paused:
+            self._judge(self._require_hearing())
         self._set_timer()
 
     def _speculate(self, event: Event) -> None:
@@ -507,12 +531,13 @@ class Call:
         since = self._hearing.silent_since(self._turns.utterance) if paused else None
         speculating.look(since, self._turns.next_deadline)
 
-    def _judge(self, stopped_at: float) -> None:
+    def _judge(self, hearing: Hearing) -> None:
         if self._judging is not None:
             self._judging.cancel()  # about a pause that is over
             self._judging = None
-        if self._context.ports.engines.turn is not None:
-            work = self._require_hearing().judge(self._turns.utterance, stopped_at, self._handle)
+        stopped_at = hearing.silent_since(self._turns.utterance)
+        if self._context.ports.engines.turn is not None and stopped_at is not None:
+            work = hearing.judge(self._turns.utterance, stopped_at, self._handle)
             self._judging = self._context.spawn(work, "judge")
 
     def _set_timer(self) -> None:
@@ -528,17 +553,19 @@ class Call:
     def _on_deadline(self) -> None:
         # When speech stopped is known later than that it did: the gate waits to be sure.
         voiced = self._hearing.voiced_until if self._hearing else None
-        self._signals.put(DeadlineReached(voiced))
+        self._signals.put(DeadlineReached(voiced, self._surroundings()))
 
     def _do(self, action: Action, hearing: Hearing) -> None:
         match action:
             case OpenUtterance(utterance, continues):
                 hearing.open(utterance, continues)
                 self._replies.speculating.open()
-            case DiscardUtterance(utterance):
+            case DiscardUtterance(utterance, what):
                 hearing.discard(utterance)
                 self._replies.speculating.drop("withdrawn")
-                self._context.metrics.barge_ins_total.labels("false_alarm").inc()
+                self._context.metrics.barge_ins_total.labels(what).inc()
+            case KeepUtterance():
+                self._context.metrics.barge_ins_total.labels("kept").inc()
             case CommitTurn(utterance, reply, end):
                 turn = hearing.commit(utterance, end)
                 self._unanswered = turn if reply is None else None
@@ -549,16 +576,26 @@ class Call:
                         reply, self._replies.answer, hearing.unsettled(), turn,
                         begun=self._replies.speculating.take(),
                     )  # fmt: skip
-            case StartReply(reply):
-                self._start_requested(reply, hearing)
-            case Interrupt(reply, reason):
-                if reason != "cancelled":
-                    hearing.announce(self._turns.utterance)
-                self._replies.interrupt(reply, reason)
+            case StartReply():
+                self._start_requested(action, hearing)
+            case Interrupt():
+                self._interrupt(action, hearing)
             case Duck(on):
                 self._replies.speaker.duck(on)
 
-    def _start_requested(self, reply: int, hearing: Hearing) -> None:
+    def _interrupt(self, cut: Interrupt, hearing: Hearing) -> None:
+        if cut.by is not None:
+            self._context.metrics.barge_in_confirm_seconds.labels(cut.by).observe(cut.after_seconds)
+        if cut.reason != "cancelled":
+            hearing.announce(self._turns.utterance)
+        self._replies.interrupt(cut.reply, cut.reason)
+        hearing.tell_partial(self._turns.utterance)
+
+    def _start_requested(self, start: StartReply, hearing: Hearing) -> None:
+        reply = start.reply
+        if start.because_idle:
+            hearing.tell_silence(self._turns.rules.idle_seconds)
+            self._wishes = self._replies.speak_up_wishes()
         wishes, self._wishes = self._wishes, ReplyWishes()
         source, self._prepared = self._prepared, None
         if source is not None:  # prepared words answer nobody

@@ -41,6 +41,15 @@ class TurnCommitted:
 
 
 @dataclass(frozen=True, slots=True)
+class CallerSilent:
+    """The caller said nothing for so long that the agent speaks up; an empty turn stands for it."""
+
+    item_id: str
+    from_ms: int
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class CallerPartial:
     """What the turn in progress sounds like; replaces the one before."""
 
@@ -198,6 +207,7 @@ CallEvent = (
     CallerSpeechStarted
     | CallerSpeechStopped
     | TurnCommitted
+    | CallerSilent
     | CallerPartial
     | CallerTranscript
     | CallerTranscriptFailed

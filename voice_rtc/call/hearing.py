@@ -9,7 +9,8 @@ from secrets import token_hex
 from voice_rtc.call import events
 from voice_rtc.call.context import CallContext, CallerTurn
 from voice_rtc.call.listener import Listener
-from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm
+from voice_rtc.core.audio import LISTEN_RATE_HZ, Pcm, Samples
+from voice_rtc.core.barge_in import UsualLevel
 from voice_rtc.core.history import Item
 from voice_rtc.core.latency import Point, TurnClock
 from voice_rtc.core.turns import PartialHeard, TurnJudged
@@ -27,6 +28,8 @@ from voice_rtc.inbox import Inbox
 from voice_rtc.pool.lease import Lease
 
 _SHORTEST_MANUAL_SECONDS = 0.1
+_LEVEL_SAMPLES = LISTEN_RATE_HZ
+"""Speech that its level is measured by."""
 
 
 class Hearing:
@@ -45,6 +48,8 @@ class Hearing:
         """First sample of the turn that was opened last."""
         self._newest: CallerTurn | None = None
         """The turn committed last."""
+        self._usual = UsualLevel()
+        self._speech_at = 0
         self.committed = 0
         """Turns committed so far."""
         self.apply_settings()
@@ -118,6 +123,23 @@ class Hearing:
             at_ms = max(0, round((self._context.now() - prefix) * 1000))
             self._context.emit(events.CallerSpeechStarted(turn.item_id, at_ms))
 
+    def tell_partial(self, utterance: int) -> None:
+        """What came while the speech might have been nothing."""
+        turn = self._turns.get(utterance)
+        if turn is not None and turn.announced and turn.partial:
+            self._context.emit(events.CallerPartial(turn.item_id, _so_far(turn)))
+
+    def tell_silence(self, seconds: float) -> None:
+        """The caller said nothing for ``seconds``: an empty turn, of which nothing is expected."""
+        context = self._context
+        item = Item(f"item_{token_hex(10)}", "user", True, "", "completed")
+        now = context.now()
+        from_ms, until_ms = (max(0, round(each * 1000)) for each in (now - seconds, now))
+        context.emit(events.CallerSilent(item.id, from_ms, until_ms))
+        context.emit(events.TurnCommitted(item.id, context.conversation.add(item)))
+        context.emit(events.CallerTranscript(item.id, "", 0.0))
+        context.metrics.turns_total.labels("idle").inc()
+
     def mark_edge(self, utterance: int, started: bool, at: float) -> None:
         """Remember when the caller stopped speaking, at ``at`` call seconds."""
         turn = self._turns.get(utterance)
@@ -133,6 +155,34 @@ class Hearing:
         """Does it continue no turn that was committed before?"""
         turn = self._turns.get(utterance)
         return turn is None or turn.continues is None
+
+    def mark_speech(self, started: bool, at: float, has_floor: bool) -> None:
+        """The caller, or who is taken for them, began or stopped at ``at`` call seconds.
+
+        Who stops and ``has_floor`` is the caller for sure: so loud they usually are.
+        """
+        if started:
+            self._speech_at = self._listener.at - self._samples_since(at)
+        elif has_floor:
+            self._usual.add(self._speech(self._samples_since(at)))
+
+    def voice(self, samples: int) -> tuple[Samples, int]:
+        """``samples`` (16 kHz) or fewer up to `voiced_until`, and how many are of one voice."""
+        silent = self._listener.at - self._listener.voiced_until
+        newest = self._listener.newest(samples + silent)
+        voiced = self._listener.voiced_until - self._speech_at
+        return newest[: max(0, len(newest) - silent)], max(0, voiced)
+
+    @property
+    def below_usual_db(self) -> float:
+        """How much softer the speech that goes on is than the caller's; 0 when not known."""
+        silent = self._listener.at - self._listener.voiced_until
+        return self._usual.excess_of(self._speech(silent))
+
+    def _speech(self, silent: int) -> Samples:
+        """The end of the newest speech, after which ``silent`` samples came."""
+        newest = self._listener.newest(_LEVEL_SAMPLES + silent, self._speech_at)
+        return newest[: max(0, len(newest) - silent)]
 
     def discard(self, utterance: int) -> None:
         """It was nothing."""
@@ -230,10 +280,11 @@ class Hearing:
         self, turn: CallerTurn, text: str, handle: Callable[[PartialHeard], None]
     ) -> None:
         turn.partial = text
-        if turn.announced and turn.committed is None:
+        if turn.committed is None:
             whole = _so_far(turn)
-            self._context.emit(events.CallerPartial(turn.item_id, whole))
-            handle(PartialHeard(whole))
+            if turn.announced:
+                self._context.emit(events.CallerPartial(turn.item_id, whole))
+            handle(PartialHeard(whole, self.voiced_until))
 
     def _take_failure(self, turn: CallerTurn, failed: SttFailed) -> None:
         error = failed.error if isinstance(failed.error, EngineError) else EngineCrashed()
@@ -295,6 +346,10 @@ class Hearing:
 
     def _new_turn(self, utterance: int) -> CallerTurn:
         return CallerTurn(utterance, f"item_{token_hex(10)}")
+
+    def _samples_since(self, seconds: float) -> int:
+        """How many samples came in since ``seconds`` on the call's clock."""
+        return max(0, round((self._context.now() - seconds) * LISTEN_RATE_HZ))
 
     def _call_seconds(self, at: int) -> float:
         """A place on the sample clock as call seconds: the newest sample is now."""

@@ -69,6 +69,17 @@ class Listener:
                 if edge is not None:
                     on_edge(edge)
 
+    def newest(self, samples: int, from_at: int = 0) -> Samples:
+        """The last ``samples`` received, none from before ``from_at``; fewer if not kept."""
+        wanted = min(samples, self.at - from_at)
+        parts: list[Samples] = []
+        for pcm in reversed(self._recent):
+            if wanted <= 0:
+                break
+            parts.append(pcm.samples[-wanted:])
+            wanted -= len(pcm.samples)
+        return np.concatenate(parts[::-1]) if parts else silence(0)
+
     def begin(self, utterance: int, from_at: int) -> None:
         """Open an utterance that starts at sample ``from_at``, as far as that is still kept."""
         self._open = utterance

@@ -23,6 +23,12 @@ from voice_rtc.errors import EngineError
 
 _NOT_UNDERSTOOD = "Sorry, I could not understand that. Please say it again."
 _GO_ON = "Sorry, please go on."
+_SPEAK_UP = (
+    "The caller has said nothing for a while. In one short sentence, in the language of the "
+    "conversation, ask whether they are still there or how you can help."
+)
+_LAST_WORDS_SECONDS = 1.0
+_QUESTION_MARKS = ("?", "？", "؟")
 
 
 async def _words(text: str) -> AsyncGenerator[str, None]:
@@ -37,8 +43,9 @@ class Replies:
         self._can_speak = can_speak
         settings = context.ports.settings
         self.speaker = Speaker(
-            self, settings.media.reply_buffer_seconds, context.now, context.metrics
-        )
+            self, settings.media.reply_buffer_seconds, context.now, context.metrics,
+            settings.turns.duck_seconds,
+        )  # fmt: skip
         self._replies: dict[int, Reply] = {}
         self._answered: dict[int, CallerTurn] = {}
         self._begun: dict[int, Begun] = {}
@@ -104,6 +111,17 @@ class Replies:
         """The client's id of reply ``number``; None when there is no such reply now."""
         reply = self._replies.get(number)
         return reply.id if reply is not None else None
+
+    def speak_up_wishes(self) -> ReplyWishes:
+        """How the agent speaks to a caller who says nothing."""
+        return ReplyWishes(f"{self._context.settings.instructions}\n\n{_SPEAK_UP}".strip())
+
+    def asks(self, number: int) -> bool:
+        """Is reply ``number`` about to end, with a question?"""
+        reply, left = self._replies.get(number), self.speaker.left_seconds(number)
+        if reply is None or left is None or left > _LAST_WORDS_SECONDS:
+            return False
+        return reply.text.rstrip().endswith(_QUESTION_MARKS)
 
     def interrupt(self, number: int, reason: str) -> None:
         """Silence first, then cancel, then tell the truth."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from voice_rtc.core.audio import SEND_FRAME_SAMPLES, Samples
+from voice_rtc.core.echo import EchoMonitor
 from voice_rtc.core.playout import Heard, Playout
 from voice_rtc.metrics import Metrics
 
@@ -36,12 +37,14 @@ class Speaker:
         ahead_seconds: float,
         clock: Callable[[], float],
         metrics: Metrics,
+        duck_seconds: float = 0.3,
     ) -> None:
         self._listener = listener
         self._ahead_seconds = ahead_seconds
         self._clock = clock
         self._metrics = metrics
-        self._playout = Playout()
+        self._playout = Playout(pause_seconds=duck_seconds)
+        self._echo = EchoMonitor()
         self._room = asyncio.Event()
         self._room.set()
         self._confirmed_at: float | None = None
@@ -69,6 +72,8 @@ class Speaker:
         if read.reply is not None and read.finished:
             self._listener.reply_played(read.reply)
         self._update_room()
+        if read.samples is not None:
+            self._echo.played(read.samples, self._clock())
         if self._confirmed_at is not None:
             # The first frame after the cut: at most its fade can still be heard.
             seconds = max(0.0, self._clock() - self._confirmed_at)
@@ -117,8 +122,20 @@ class Speaker:
         return self._playout.heard(reply)
 
     def duck(self, on: bool) -> None:
-        """Lower the reply while both speak."""
+        """Lower the reply while both speak; it stands still before long."""
+        before = self._playout.rewinds
         self._playout.duck(on)
+        self._metrics.reply_rewinds_total.inc(self._playout.rewinds - before)
+        self._update_room()
+        self._wake()
+
+    def echo_in(self, heard: Samples, voiced: int, until_seconds: float) -> float:
+        """How much of ``heard`` is what was played; see `EchoMonitor.similarity`."""
+        return self._echo.similarity(heard, voiced, until_seconds)
+
+    def left_seconds(self, reply: int) -> float | None:
+        """What is left to be played of ``reply``; None when more may be written."""
+        return self._playout.left_seconds(reply)
 
     def _update_room(self) -> None:
         if self._playout.buffered_seconds < self._ahead_seconds:

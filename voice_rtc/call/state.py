@@ -7,6 +7,7 @@ from typing import Literal
 
 from voice_rtc.call.events import TurnMeasured
 from voice_rtc.config import Settings
+from voice_rtc.core.barge_in import BargeInRules
 from voice_rtc.core.endpointing import PACES
 from voice_rtc.core.turns import TurnRules
 from voice_rtc.engines.base import STT_AS_CONFIGURED, LlmOptions, SttOptions, VoiceOptions
@@ -47,8 +48,18 @@ class CallSettings:
                 max_pause_seconds=turns.max_pause_seconds,
                 pace=PACES[turns.preset],
                 reopen_seconds=turns.reopen_seconds,
-                barge_in_seconds=turns.barge_in_seconds,
+                barge_in=BargeInRules(
+                    policy=turns.barge_in,
+                    seconds=turns.barge_in_seconds,
+                    words=turns.barge_in_words,
+                    wordless_factor=turns.barge_in_wordless_factor,
+                    patience_seconds=turns.barge_in_patience_seconds,
+                    background_db=turns.background_db,
+                    echo_similarity=turns.echo_similarity,
+                ),
                 max_utterance_seconds=turns.max_utterance_seconds,
+                idle_seconds=turns.idle_prompt_seconds,
+                idle_prompts=turns.idle_prompts,
             ),
             speech_threshold=turns.speech_threshold,
             stt=SttOptions(prompt=settings.stt.prompt),

@@ -5,6 +5,12 @@ reads 20 ms at a time. Because every sample passes here, this is the one place t
 heard when a barge-in cuts a reply: the words whose samples were read. What was read but is still
 under way to the caller (a packet or two) counts as heard.
 
+While the caller speaks over a reply it is ducked, and after a moment it stands still: what is said
+at a quarter of its loudness is only half heard. When it goes on after that, it does so where it was
+ducked, at the quietest spot shortly before, so that no word is lost and none begins in its middle.
+What is played a second time counts once in what was heard, and nothing is played a third time: a
+caller who coughs again and again does not hold a reply up for ever.
+
 Cuts and gaps are faded over a few milliseconds: a step to zero is a loud click.
 """
 
@@ -24,6 +30,12 @@ _AUDIBLE = 100
 
 _FASTEST_SPEECH = 20.0
 """Characters a second. Speech still being written is taken to last at least so long."""
+
+_BACK_SECONDS = 0.3
+"""How far before the place where it was ducked a reply may go on."""
+
+_SPOT_SECONDS = 0.01
+"""The quietest spot is looked for in steps of this length."""
 
 _REMEMBERED = 8
 """Replies that are over and whose `Heard` is kept."""
@@ -75,13 +87,21 @@ class _Speech:
         self.audible = False
         self.read = 0
         self.written = 0
+        self._reached = 0  # furthest that was ever read
         self._rate_hz = rate_hz
         self._chunks: deque[Samples] = deque()
+        self._past: deque[Samples] = deque()  # newest of what was read, to be read again
+        self._remembered = 0
         self._segments: list[_Segment] = []
 
     @property
     def left(self) -> int:
         return self.written - self.read
+
+    @property
+    def reached(self) -> int:
+        """How many samples were read at least once."""
+        return max(self._reached, self.read)
 
     def begin_segment(self, text: str) -> None:
         self._segments.append(_Segment(text, self.written))
@@ -91,8 +111,11 @@ class _Speech:
             self._chunks.append(samples)
             self.written += len(samples)
 
-    def take(self, n: int) -> Samples:
-        """Up to ``n`` samples; shared with what was written, not to be changed."""
+    def take(self, n: int, keep: int = 0) -> Samples:
+        """Up to ``n`` samples; shared with what was written, not to be changed.
+
+        The ``keep`` samples read last can be read again.
+        """
         parts: list[Samples] = []
         wanted = min(n, self.left)
         self.read += wanted
@@ -103,17 +126,51 @@ class _Speech:
                 chunk = chunk[:wanted]
             parts.append(chunk)
             wanted -= len(chunk)
+        self._remember(parts, keep)
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else silence(0)
+
+    def peek(self, n: int) -> Samples:
+        """The next samples, up to ``n``, without reading them."""
+        parts: list[Samples] = []
+        for chunk in self._chunks:
+            parts.append(chunk[: n - sum(map(len, parts))])
+            if sum(map(len, parts)) == n:
+                break
+        return np.concatenate(parts) if parts else silence(0)
+
+    def past(self) -> Samples:
+        """What can be read again: it ends at the reading position."""
+        return np.concatenate(self._past) if self._past else silence(0)
+
+    def rewind(self, n: int) -> None:
+        """Read the last ``n`` samples again, or as many as are kept."""
+        self._reached = self.reached
+        wanted = min(n, self._remembered)
+        self.read -= wanted
+        self._remembered -= wanted
+        while wanted:
+            chunk = self._past.pop()
+            if len(chunk) > wanted:
+                self._past.append(chunk[:-wanted])
+                chunk = chunk[-wanted:]
+            self._chunks.appendleft(chunk)
+            wanted -= len(chunk)
+
+    def _remember(self, parts: list[Samples], keep: int) -> None:
+        self._past.extend(parts)
+        self._remembered += sum(map(len, parts))
+        while self._past and self._remembered - len(self._past[0]) >= keep:
+            self._remembered -= len(self._past.popleft())
 
     def heard(self) -> Heard:
         words: list[str] = []
         for index, segment in enumerate(self._segments):
             spoken = segment.text.split()
             words += spoken[: self._words_read(segment, len(spoken), self._end_of(index))]
-        complete = self.finished and self.left == 0
-        return Heard(self.reply, self.read / self._rate_hz, " ".join(words), complete)
+        complete = self.finished and self.reached == self.written
+        return Heard(self.reply, self.reached / self._rate_hz, " ".join(words), complete)
 
     def _end_of(self, index: int) -> int:
         if index + 1 < len(self._segments):
@@ -128,7 +185,7 @@ class _Speech:
         duration = end - segment.start
         if duration <= 0:
             return 0  # nothing was synthesised for it
-        return words * min(max(self.read - segment.start, 0), duration) // duration
+        return words * min(max(self.reached - segment.start, 0), duration) // duration
 
 
 class Playout:
@@ -139,10 +196,17 @@ class Playout:
     """
 
     def __init__(
-        self, rate_hz: int = 48_000, duck_gain: float = 0.25, fade_seconds: float = 0.005
+        self,
+        rate_hz: int = 48_000,
+        duck_gain: float = 0.25,
+        fade_seconds: float = 0.005,
+        pause_seconds: float = 0.3,
     ) -> None:
+        """A ducked reply stands still when ``pause_seconds`` of it were read."""
         self._rate_hz = rate_hz
         self._duck_gain = duck_gain
+        self._pause_samples = round(pause_seconds * rate_hz)
+        self._back_samples = round(_BACK_SECONDS * rate_hz)
         self._fade_samples = max(round(fade_seconds * rate_hz), 1)
         self._speech: _Speech | None = None
         self._newest = 0
@@ -153,6 +217,10 @@ class Playout:
         self._last_sample = 0
         self._after_gap = False
         self._underruns = 0
+        self._ducked_at: int | None = None  # reading position
+        self._paused = False
+        self._repeated_until = 0  # what lies before was played twice
+        self._rewinds = 0
 
     # -- the writer ---------------------------------------------------------------------------
 
@@ -171,6 +239,7 @@ class Playout:
         self._newest = reply
         self._speech = _Speech(reply, self._rate_hz)
         self._after_gap = False
+        self._ducked_at, self._paused, self._repeated_until = None, False, 0
 
     def segment(self, reply: int, text: str) -> None:
         """The samples written from now on speak ``text``. Ignored when not current."""
@@ -205,12 +274,24 @@ class Playout:
         """What is written and not yet read."""
         return self._speech.left / self._rate_hz if self._speech is not None else 0.0
 
+    def left_seconds(self, reply: int) -> float | None:
+        """What is left to be read of a current reply that is written; None of any other."""
+        speech = self._current(reply)
+        if speech is None or not speech.finished:
+            return None
+        return speech.left / self._rate_hz
+
     # -- the sender ---------------------------------------------------------------------------
 
     @property
     def underruns(self) -> int:
         """Reads that found nothing although the reply was audible and not finished."""
         return self._underruns
+
+    @property
+    def rewinds(self) -> int:
+        """How often a reply went on after it had stood still."""
+        return self._rewinds
 
     def read(self, n: int) -> PlayoutRead:
         """The next ``n`` samples. Call it at the pace of the clock."""
@@ -220,7 +301,11 @@ class Playout:
             if not len(self._tail) and not self._last_sample:
                 return _NOTHING
             return PlayoutRead(self._sound(silence(0), n), None, False, False)
-        raw = speech.take(n)
+        if self._stands_still(speech):
+            fades = len(self._tail) or self._last_sample
+            sound = self._sound(silence(0), n) if fades else None
+            return PlayoutRead(sound, speech.reply, False, False)
+        raw = speech.take(n, self._pause_samples + self._back_samples + n)
         became_audible = not speech.audible and _is_audible(raw)
         speech.audible = speech.audible or became_audible
         finished = speech.finished and speech.left == 0
@@ -248,7 +333,7 @@ class Playout:
                 self._remember(Heard(reply, 0.0, "", False))
             return self.heard(reply)
         heard = speech.heard()
-        if speech.read:
+        if speech.read and not self._paused:
             self._tail = self._fade_out(speech.take(self._fade_samples))
         self._remember(heard)
         self._speech = None
@@ -269,14 +354,47 @@ class Playout:
         raise StateError(f"what was heard of reply {reply} is forgotten or was never known")
 
     def duck(self, on: bool) -> None:
-        """Lower or raise the sound, over the length of the next read."""
+        """Lower or raise the sound, over the length of the next read.
+
+        A reply that stood still meanwhile goes on where it was lowered.
+        """
         self._wanted_gain = self._duck_gain if on else 1.0
+        if not on:
+            if self._paused and self._speech is not None:
+                self._go_back(self._speech)
+            self._ducked_at, self._paused = None, False
 
     # -- inside ---------------------------------------------------------------------------------
 
     def _current(self, reply: int) -> _Speech | None:
         speech = self._speech
         return speech if speech is not None and speech.reply == reply else None
+
+    def _stands_still(self, speech: _Speech) -> bool:
+        """Is it ducked for so long that nothing more of it is to be read? Begins the pause."""
+        if self._wanted_gain == 1.0:
+            return False
+        if self._ducked_at is None:
+            self._ducked_at = speech.read
+        if not self._paused and speech.read - self._ducked_at >= self._pause_samples:
+            self._paused = True
+            if speech.read:
+                self._tail = self._fade_out(speech.peek(self._fade_samples))
+        return self._paused
+
+    def _go_back(self, speech: _Speech) -> None:
+        """To the quietest spot before the place where the reply was ducked."""
+        assert self._ducked_at is not None  # it stood still
+        position = speech.read
+        since_ducked = position - self._ducked_at
+        past = speech.past()
+        before = past[: len(past) - since_ducked][-self._back_samples :]
+        spot = self._ducked_at - _back_to_quiet(before, round(_SPOT_SECONDS * self._rate_hz))
+        spot = max(spot, min(self._repeated_until, position))
+        self._repeated_until = max(self._repeated_until, position)
+        speech.rewind(position - spot)
+        self._rewinds += 1
+        self._gain, self._after_gap = 1.0, True
 
     def _end(self, speech: _Speech) -> None:
         self._remember(speech.heard())
@@ -333,6 +451,16 @@ class Playout:
 
     def _ramp(self) -> NDArray[np.float32]:
         return np.linspace(0.0, 1.0, self._fade_samples + 1, dtype=np.float32)[1:]
+
+
+def _back_to_quiet(samples: Samples, block: int) -> int:
+    """How many samples before the end the quietest block has its middle; the last of several."""
+    count = len(samples) // max(block, 1)
+    if not count:
+        return 0
+    blocks = samples[len(samples) - count * block :].reshape(count, block).astype(np.float32)
+    quietest = int(np.argmin((blocks[::-1] ** 2).sum(axis=1)))
+    return quietest * block + block // 2
 
 
 def _is_audible(samples: Samples) -> bool:

@@ -17,7 +17,8 @@ nothing):
 
     state     speech starts    speech stops    deadline        reply audible  reply done
     --------  ---------------  --------------  --------------  -------------  ------------
-    IDLE      USER  open       -               -               -              -
+    IDLE      USER  open       -               THINKING        -              -
+                                               start
     USER      -                PAUSE           USER  commit+   -              -
                                                      open
     PAUSE     USER             -               THINKING        -              -
@@ -28,7 +29,8 @@ nothing):
     AGENT     OVERLAP  duck    -               -               -              IDLE
                     +open
     OVERLAP   =  (below)       AGENT  unduck   USER interrupt  -              USER  unduck
-                                      +discard      +unduck
+                                      +discard      +unduck                   echo: IDLE
+                               or =  (below)   or as left, or =                     discard
 
 What the client does:
 
@@ -41,9 +43,10 @@ What the client does:
     AGENT     =         commit            -                            IDLE  interrupt
     OVERLAP   speaking:  =  commit+open   -                            USER  interrupt
               stopped:   AGENT  commit                                       +unduck
+                                +unduck
 
-Where the table leaves OVERLAP for AGENT or USER, a reply that was not heard yet is THINKING and a
-caller who had stopped is in PAUSE.
+Words that come in OVERLAP do what a deadline does. Where the table leaves OVERLAP for AGENT or
+USER, a reply that was not heard yet is THINKING and a caller who had stopped is in PAUSE.
 
 **Nothing said is lost.** As long as the caller speaks, an utterance is open: whatever commits it
 in mid-speech opens the next one at once.
@@ -51,7 +54,21 @@ in mid-speech opens the next one at once.
 **Deadlines are data.** `TurnMachine.next_deadline` is the moment at which the caller of `handle`
 must deliver DeadlineReached; it changes with every event. In USER it is the longest utterance, in
 PAUSE the end of the turn (dated from the last speech sample, so that slow detection does not
-lengthen the pause), in OVERLAP the moment at which talking over the reply is a barge-in.
+lengthen the pause), in OVERLAP the next moment at which the caller's voice is weighed again.
+
+**A voice over the reply** is weighed when it begins and ends, when its words come, and at
+deadlines: `core.barge_in.judge` says what it is, this machine what follows. While that is undecided
+the reply stays ducked, also for a while after the voice ended, since its words come late. An
+interruption ends the reply: USER, or PAUSE when the voice had ended. A voice that is nothing (a
+cough, a backchannel, somebody in the background, our own echo) lets the reply go on, unducked; as
+long as it lasts it is weighed again and again, and may yet become an interruption. When it has
+ended its utterance is discarded, or, where it may have been something, kept as without
+interruptions (below); words that come only then are weighed all the same.
+
+**An echo** is not the caller: it does not duck. When the caller speaks into it, what was opened for
+the echo is discarded and an utterance of their own is opened. When the reply ends and the voice
+does not, or an echo begins in IDLE, it is the end of the echo: IDLE, unless it lasts longer than
+echoes do: at a deadline it is USER then.
 
 **A pause** is as long as `core.endpointing` says, which is told here of every partial and of every
 pause that the caller went on after.
@@ -67,14 +84,18 @@ of a turn that is longer than an utterance may be.
 **A too long utterance** is committed without an answer: the agent does not talk over somebody who
 still speaks.
 
-**Without interruptions** (``rules.interrupts`` false) a reply is never cut: speech over it makes
-OVERLAP without ducking and without a deadline, the utterance is kept whether or not the caller
-stops, and once the reply is done the floor is the caller's: USER, or PAUSE when they had stopped.
+**Without interruptions** (`TurnRules.interruptible` false) a reply is never cut: speech over it
+makes OVERLAP without ducking and without a deadline, the utterance is kept whether or not the
+caller stops, and once the reply is done the floor is the caller's: USER, or PAUSE when they had
+stopped.
 
 **A reply wanted in mid-speech** is not cut by that speech either: OVERLAP as without interruptions
 until the caller stops. Only speech that starts after that interrupts as usual: it takes the turn
-back from a reply that was not heard yet, else it ducks and may become a barge-in, or, when it ends
-too early for that, the reply goes on and the utterance, which holds earlier speech, is kept.
+back from a reply that was not heard yet, else it ducks and may become a barge-in, or, when it turns
+out to be nothing, the reply goes on and the utterance, which holds earlier speech, is kept.
+
+**A caller who says nothing** for `TurnRules.idle_seconds` after a reply is spoken to again: IDLE
+has a deadline then. Not for ever, and not where the client ends the turns.
 
 **A client that ends the turns itself** (``rules.manual``) gets no answer that it did not ask for:
 whatever else ends a turn commits it without a reply.
@@ -90,6 +111,21 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, ClassVar, Literal
 
+from voice_rtc.core.barge_in import (
+    DEFAULT_RULES,
+    NOTHING_KNOWN,
+    BargeInRules,
+    ConfirmedBy,
+    IsNothing,
+    Nothing,
+    Overlap,
+    Surroundings,
+    Undecided,
+    WordPace,
+    judge,
+    words_in,
+)
+from voice_rtc.core.echo import LONGEST_DELAY_SECONDS
 from voice_rtc.core.endpointing import Endpointing
 from voice_rtc.errors import StateError
 
@@ -98,6 +134,8 @@ InterruptReason = Literal["barge_in", "resumed", "cancelled"]
 
 _TIMER_SLACK_SECONDS = 0.001  # a timer may fire a rounding error before its deadline
 _RECHECK_SECONDS = 0.02  # a barge-in that lacks less speech than one packet is looked at again
+_LOOK_SECONDS = 0.15  # how often a voice over the reply is weighed, whatever it may be
+_UNNOTICED_SECONDS = 0.1  # of speech before it was known to be the caller's
 
 
 class Floor(Enum):
@@ -120,6 +158,8 @@ class SpeechStarted:
 
     at_seconds: float
     """When the speech really began, seconds since call start; earlier than it was noticed."""
+    surroundings: Surroundings = NOTHING_KNOWN
+    """What it sounds like, when a reply is audible or was a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +178,8 @@ class PartialHeard:
     """
 
     text: str
+    voiced_until_seconds: float | None = None
+    """As in DeadlineReached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +216,8 @@ class DeadlineReached:
     With it, a barge-in is confirmed only by as much speech as the rules ask for; a cough whose
     end the VAD gate still bridges then does not count. None trusts the deadline alone.
     """
+    surroundings: Surroundings | None = None
+    """What the voice over the reply sounds like now; None: as before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +275,14 @@ class DiscardUtterance:
     """Forget the utterance: a cough or a backchannel."""
 
     utterance: int
+    what: Nothing = "false_alarm"
+
+
+@dataclass(frozen=True, slots=True)
+class KeepUtterance:
+    """A voice over the reply has ended and was no interruption; it is answered afterwards."""
+
+    utterance: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +290,8 @@ class StartReply:
     """Prepare a reply that answers no utterance."""
 
     reply: int
+    because_idle: bool = False
+    """The caller has said nothing for too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +300,10 @@ class Interrupt:
 
     reply: int
     reason: InterruptReason
+    by: ConfirmedBy | None = None
+    """What confirmed a barge-in."""
+    after_seconds: float = 0.0
+    """A barge-in: since the caller's voice began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +313,9 @@ class Duck:
     on: bool
 
 
-Action = OpenUtterance | CommitTurn | DiscardUtterance | StartReply | Interrupt | Duck
+Action = (
+    OpenUtterance | CommitTurn | DiscardUtterance | KeepUtterance | StartReply | Interrupt | Duck
+)
 
 
 # ------------------------------------------------------------------------------------ machine
@@ -275,8 +335,8 @@ class TurnRules:
     """Speech that starts so soon after the commit, before the reply was heard, reopens the turn.
 
     HF speech-to-speech keeps an incomplete sentence open for as long."""
-    barge_in_seconds: float = 0.3
-    """Speech over an audible reply that takes the floor."""
+    barge_in: BargeInRules = DEFAULT_RULES
+    """What takes the floor from an audible reply."""
     max_utterance_seconds: float = 30.0
     """A longer utterance is committed as it stands."""
     creates_reply: bool = True
@@ -285,6 +345,15 @@ class TurnRules:
     """Does the client end the turns? Then none gets an answer by itself."""
     interrupts: bool = True
     """May the caller cut a reply by speaking?"""
+    idle_seconds: float = 0.0
+    """Silence after a reply until the agent speaks up by itself; 0: it does not."""
+    idle_prompts: int = 2
+    """So often one after the other."""
+
+    @property
+    def interruptible(self) -> bool:
+        """May they, as all rules have it?"""
+        return self.interrupts and self.barge_in.policy != "never"
 
 
 class TurnMachine:
@@ -309,10 +378,19 @@ class TurnMachine:
         self._answered_at: float | None = None  # commit of what the reply in preparation answers
         self._opened_at = 0.0
         self._stopped_at: float | None = None
-        self._overlaps_since = 0.0
+        self._text = ""  # of the open utterance, as far as understood
         self._kept = False  # speech that was spared over a reply is in the open utterance
         self._audible = False
         self._ducked = False
+        self._pace = WordPace()
+        self._worded = False  # words of the open utterance have come
+        self._weighs = False  # the voice over the reply is one that may interrupt
+        self._overlaps_since = 0.0  # of the voice, without pauses in it
+        self._overlap_began = 0.0
+        self._words_before = 0  # in the open utterance, of earlier speech
+        self._surroundings = NOTHING_KNOWN
+        self._echoes = False  # the voice that is heard is our own
+        self._prompts = 0  # replies to the caller's silence, one after the other
 
     @property
     def floor(self) -> Floor:
@@ -335,6 +413,11 @@ class TurnMachine:
         return self._floor in (Floor.THINKING, Floor.AGENT, Floor.OVERLAP)
 
     @property
+    def hears_echo(self) -> bool:
+        """Is the speech that goes on now taken for an echo?"""
+        return self._echoes
+
+    @property
     def next_deadline(self) -> float | None:
         """When to deliver DeadlineReached, seconds since call start (maybe past), or None."""
         return self._deadline
@@ -348,7 +431,12 @@ class TurnMachine:
             return []
         if isinstance(event, DeadlineReached) and not self._is_due(now):
             return []
-        return [*self._obey_rules(), *step(self, event, now)]
+        if isinstance(event, PartialHeard):
+            self._watch_pace(event.text, now)
+        actions = [*self._obey_rules(), *step(self, event, now)]
+        if any(isinstance(action, CommitTurn) for action in actions):
+            self._prompts = 0
+        return actions
 
     def __repr__(self) -> str:
         return (
@@ -362,11 +450,17 @@ class TurnMachine:
         return []
 
     def _take_floor(self, event: SpeechStarted, now: float) -> list[Action]:
+        if event.surroundings.echo >= self.rules.barge_in.echo_similarity:
+            self._echoes = True  # of the reply that has just ended
+            self._go(Floor.IDLE, now + LONGEST_DELAY_SECONDS)
+            return []
         opened = self._open(event.at_seconds)
         self._to_user()
         return [opened]
 
     def _pause(self, event: SpeechStopped, now: float) -> list[Action]:
+        if not self._worded:
+            self._pace.no_words(event.at_seconds - self._opened_at)
         self._to_pause(event.at_seconds)
         return []
 
@@ -376,11 +470,11 @@ class TurnMachine:
         return []
 
     def _note(self, event: PartialHeard, now: float) -> list[Action]:
-        self._endpointing.partial(event.text)
+        self._understand(event.text)
         return []
 
     def _weigh_again(self, event: PartialHeard, now: float) -> list[Action]:
-        self._endpointing.partial(event.text)
+        self._understand(event.text)
         if self._stopped_at is not None:
             self._to_pause(self._stopped_at)
         return []
@@ -405,7 +499,7 @@ class TurnMachine:
     # -- speech while a reply is active -----------------------------------------------------
 
     def _resume_turn(self, event: SpeechStarted, now: float) -> list[Action]:
-        if not self.rules.interrupts:
+        if not self.rules.interruptible:
             return self._overlap(event, now)
         opened = self._reopen(event.at_seconds) or self._open(event.at_seconds)
         self._to_user()
@@ -413,42 +507,135 @@ class TurnMachine:
 
     def _overlap(self, event: SpeechStarted, now: float) -> list[Action]:
         opened = self._open(event.at_seconds)
-        if not self.rules.interrupts:
-            self._go(Floor.OVERLAP)
+        self._go(Floor.OVERLAP)
+        if not self.rules.interruptible:
             return [opened]
-        return [self._duck(event.at_seconds), opened]
+        return [*self._begin_overlap(event, now), opened]
 
     def _speak_on(self, event: SpeechStarted, now: float) -> list[Action]:
         if self._stopped_at is None:
             return []
-        self._stopped_at = None
-        if not self.rules.interrupts:
+        paused, self._stopped_at = event.at_seconds - self._stopped_at, None
+        if not self.rules.interruptible:
             return []
-        if self._audible:
-            return [self._duck(event.at_seconds)]
-        self._to_user()
-        return [Interrupt(self._reply, "resumed")]
+        if not self._audible:
+            self._to_user()
+            return [Interrupt(self._reply, "resumed")]
+        if self._ducked:  # its words are still waited for
+            self._overlaps_since += max(paused, 0.0)
+            return []
+        self._kept = True
+        return self._begin_overlap(event, now)
 
     def _stop_over_reply(self, event: SpeechStopped, now: float) -> list[Action]:
-        if self._ducked and not self._kept:
-            unduck = self._unduck()
-            self._go(Floor.AGENT)
-            return [*unduck, DiscardUtterance(self._utterance)]
-        self._stopped_at, self._kept = event.at_seconds, True
-        self._go(Floor.OVERLAP)
-        return self._unduck()
-
-    def _barge_in(self, event: DeadlineReached, now: float) -> list[Action]:
-        if not self._ducked:  # the rules changed with this event: no interruptions any more
+        if self._stopped_at is not None:
             return []
-        if event.voiced_until_seconds is not None:
-            spoken = event.voiced_until_seconds - self._overlaps_since
-            lacking = self.rules.barge_in_seconds - spoken
-            if lacking > _TIMER_SLACK_SECONDS:
-                self._deadline = now + max(lacking, _RECHECK_SECONDS)
-                return []
-        cut = Interrupt(self._reply, "barge_in")
-        return [cut, *self._leave_overlap()]
+        self._stopped_at = event.at_seconds
+        if self._weighs:
+            return self._weigh(now)
+        self._kept = True
+        return []
+
+    def _hear_words(self, event: PartialHeard, now: float) -> list[Action]:
+        self._understand(event.text)
+        if not self._weighs or not words_in(event.text):
+            return []
+        return self._weigh(now, event.voiced_until_seconds)
+
+    def _look(self, event: DeadlineReached, now: float) -> list[Action]:
+        if not self._weighs:  # the rules changed with this event: no interruptions any more
+            return []
+        self._surroundings = event.surroundings or self._surroundings
+        return self._weigh(now, event.voiced_until_seconds)
+
+    # -- a voice over the reply ---------------------------------------------------------------
+
+    def _begin_overlap(self, event: SpeechStarted, now: float) -> list[Action]:
+        self._weigh_from(event.at_seconds)
+        self._surroundings = event.surroundings
+        verdict = judge(self._evidence(now, None), self.rules.barge_in)
+        if isinstance(verdict, IsNothing):
+            return self._let_go_on(verdict.what, now)
+        return self._doubt(now, event.at_seconds + self.rules.barge_in.seconds - now)
+
+    def _weigh_from(self, since_seconds: float) -> None:
+        self._weighs = True
+        self._overlaps_since = self._overlap_began = since_seconds
+        self._words_before = len(words_in(self._text))
+
+    def _weigh(self, now: float, voiced_until: float | None = None) -> list[Action]:
+        """What follows from what is known now of the voice over the reply."""
+        verdict = judge(self._evidence(now, voiced_until), self.rules.barge_in)
+        if self._echoes and self._stopped_at is not None:
+            return self._let_go_on("echo", now)  # its end looks like nothing that was played
+        if isinstance(verdict, IsNothing):
+            return self._let_go_on(verdict.what, now)
+        if self._echoes:
+            return self._hear_caller_in_echo(now)
+        if isinstance(verdict, Undecided):
+            return self._doubt(now, verdict.again_seconds)
+        after = round(now - self._overlap_began, 3)
+        cut = Interrupt(self._reply, "barge_in", verdict.by, after)
+        return [cut, *self._leave_overlap(now)]
+
+    def _evidence(self, now: float, voiced_until: float | None) -> Overlap:
+        until = self._stopped_at if self._stopped_at is not None else voiced_until
+        spoken = (now if until is None else until) - self._overlaps_since
+        words = words_in(self._text)[self._words_before :]
+        return Overlap(
+            spoken,
+            now - self._overlap_began,
+            " ".join(words),
+            self._pace.due_seconds,
+            self._stopped_at is not None,
+            self._surroundings,
+            self._echoes,
+        )
+
+    def _doubt(self, now: float, again_seconds: float) -> list[Action]:
+        """It may be an interruption: duck until that is known."""
+        self._deadline = now + min(max(again_seconds, _RECHECK_SECONDS), _LOOK_SECONDS)
+        if self._ducked:
+            return []
+        self._ducked = True
+        return [Duck(True)]
+
+    def _hear_caller_in_echo(self, now: float) -> list[Action]:
+        """What was understood so far were our own words: the caller's begin now."""
+        began = now - _UNNOTICED_SECONDS
+        self._echoes = False
+        replaced: list[Action] = []
+        if not self._kept:
+            replaced = [DiscardUtterance(self._utterance, "echo"), self._open(began)]
+        self._weigh_from(began)
+        return [*self._doubt(now, self.rules.barge_in.seconds), *replaced]
+
+    def _let_go_on(self, what: Nothing, now: float) -> list[Action]:
+        """It is no interruption: the reply goes on, whether or not the voice does."""
+        unduck = self._unduck()
+        if self._stopped_at is None:
+            self._echoes = self._echoes or what == "echo"
+            self._deadline = now + _LOOK_SECONDS
+            return unduck
+        self._echoes = False
+        # Words that come late may yet tell what was unclear.
+        self._weighs = what == "unclear" and not self._kept
+        is_answer = what == "backchannel" and self._surroundings.reply_asks
+        if self._kept or is_answer or what == "unclear":
+            self._kept = not self._weighs
+            self._go(Floor.OVERLAP)
+            return [*unduck, KeepUtterance(self._utterance)]
+        self._go(Floor.AGENT)
+        return [*unduck, DiscardUtterance(self._utterance, what)]
+
+    def _understand(self, text: str) -> None:
+        self._text = text
+        self._endpointing.partial(text)
+
+    def _watch_pace(self, text: str, now: float) -> None:
+        if not self._worded and words_in(text):
+            self._worded = True
+            self._pace.words_came(now - self._opened_at)
 
     # -- replies ----------------------------------------------------------------------------
 
@@ -459,11 +646,34 @@ class TurnMachine:
         return []
 
     def _finish_reply(self, event: ReplyDone, now: float) -> list[Action]:
-        self._go(Floor.IDLE)
+        self._echoes = False  # of the reply before, whose end went unnoticed
+        self._await_caller(now)
         return []
 
     def _finish_in_overlap(self, event: ReplyDone, now: float) -> list[Action]:
-        return self._leave_overlap()
+        return self._leave_overlap(now)
+
+    def _end_echo(self, event: SpeechStopped, now: float) -> list[Action]:
+        if self._echoes:
+            self._echoes = False
+            self._await_caller(now)
+        return []
+
+    def _await_caller(self, now: float) -> None:
+        rules = self.rules
+        speaks_up = rules.idle_seconds and not rules.manual and self._prompts < rules.idle_prompts
+        self._go(Floor.IDLE, now + rules.idle_seconds if speaks_up else None)
+
+    def _end_silence(self, event: DeadlineReached, now: float) -> list[Action]:
+        if self._echoes:  # too long for one
+            opened = self._open(now)
+            self._to_user()
+            return [opened]
+        if not self.rules.idle_seconds or self.rules.manual:
+            self._go(Floor.IDLE)
+            return []
+        self._prompts += 1
+        return [StartReply(self._prepare_reply(), because_idle=True)]
 
     # -- the client's wishes ------------------------------------------------------------------
 
@@ -478,8 +688,9 @@ class TurnMachine:
         commit = CommitTurn(self._utterance, None, "manual")
         if self._stopped_at is None:  # what is still being said interrupts, or not, as before
             return [commit, self._open(now)]
+        self._weighs = self._echoes = False
         self._go(Floor.AGENT if self._audible else Floor.THINKING)
-        return [commit]
+        return [commit, *self._unduck()]
 
     def _commit_unheard(self, event: ManualCommit, now: float) -> list[Action]:
         self._utterance += 1
@@ -504,7 +715,7 @@ class TurnMachine:
         return [Interrupt(self._reply, "cancelled")]
 
     def _cancel_in_overlap(self, event: CancelRequested, now: float) -> list[Action]:
-        return [Interrupt(self._reply, "cancelled"), *self._leave_overlap()]
+        return [Interrupt(self._reply, "cancelled"), *self._leave_overlap(now)]
 
     # -- changes of state -----------------------------------------------------------------------
 
@@ -515,6 +726,8 @@ class TurnMachine:
         self._utterance += 1
         self._endpointing.begin()
         self._began_at, self._answered_at = at_seconds, None
+        self._echoes = False
+        self._text, self._worded, self._words_before = "", False, 0
         self._opened_at, self._stopped_at, self._kept = at_seconds, None, False
         return OpenUtterance(self._utterance)
 
@@ -529,6 +742,7 @@ class TurnMachine:
         self._note_pause(at_seconds)
         self._utterance += 1
         self._opened_at, self._answered_at = at_seconds, None
+        self._worded = True  # its partials hold earlier words, and say nothing of its own pace
         return OpenUtterance(self._utterance, continues=self._utterance - 1)
 
     def _note_pause(self, ended_at: float) -> None:
@@ -560,20 +774,18 @@ class TurnMachine:
         self._go(Floor.THINKING)
         return self._reply
 
-    def _leave_overlap(self) -> list[Action]:
-        """The reply is over: the floor is the caller's."""
+    def _leave_overlap(self, now: float) -> list[Action]:
+        """The reply is over: the floor is the caller's, unless only an echo is heard."""
+        self._weighs = False
+        if self._echoes and not self._kept:
+            self._go(Floor.IDLE, now + LONGEST_DELAY_SECONDS)
+            return [DiscardUtterance(self._utterance, "echo")]
+        self._echoes = False
         if self._stopped_at is None:
             self._to_user()
         else:
             self._to_pause(self._stopped_at)
         return self._unduck()
-
-    def _duck(self, since_seconds: float) -> Duck:
-        """Speech that began at ``since_seconds`` call seconds may become a barge-in."""
-        self._overlaps_since = since_seconds
-        self._go(Floor.OVERLAP, since_seconds + self.rules.barge_in_seconds)
-        self._ducked = True
-        return Duck(True)
 
     def _unduck(self) -> list[Action]:
         if not self._ducked:
@@ -583,8 +795,10 @@ class TurnMachine:
 
     def _obey_rules(self) -> list[Action]:
         """Interruptions were forbidden during an overlap: it goes on without ducking."""
-        if self.rules.interrupts or not self._ducked:
+        if self.rules.interruptible or not self._weighs:
             return []
+        self._weighs = self._echoes = False
+        self._kept = self._kept or self._stopped_at is not None
         self._deadline = None
         return self._unduck()
 
@@ -596,12 +810,12 @@ class TurnMachine:
         dict[tuple[Floor, type[Event]], Callable[[TurnMachine, Any, float], list[Action]]]
     ] = {
         (Floor.IDLE, SpeechStarted): _take_floor,
-        (Floor.IDLE, SpeechStopped): _ignore,
+        (Floor.IDLE, SpeechStopped): _end_echo,
         (Floor.IDLE, PartialHeard): _ignore,
         (Floor.IDLE, TurnJudged): _ignore,
         (Floor.IDLE, ReplyAudible): _ignore,
         (Floor.IDLE, ReplyDone): _ignore,
-        (Floor.IDLE, DeadlineReached): _ignore,
+        (Floor.IDLE, DeadlineReached): _end_silence,
         (Floor.IDLE, ManualCommit): _commit_unheard,
         (Floor.IDLE, ReplyRequested): _start_reply,
         (Floor.IDLE, CancelRequested): _ignore,
@@ -647,11 +861,11 @@ class TurnMachine:
         (Floor.AGENT, CancelRequested): _cancel,
         (Floor.OVERLAP, SpeechStarted): _speak_on,
         (Floor.OVERLAP, SpeechStopped): _stop_over_reply,
-        (Floor.OVERLAP, PartialHeard): _note,
+        (Floor.OVERLAP, PartialHeard): _hear_words,
         (Floor.OVERLAP, TurnJudged): _ignore,
         (Floor.OVERLAP, ReplyAudible): _become_audible,
         (Floor.OVERLAP, ReplyDone): _finish_in_overlap,
-        (Floor.OVERLAP, DeadlineReached): _barge_in,
+        (Floor.OVERLAP, DeadlineReached): _look,
         (Floor.OVERLAP, ManualCommit): _commit_in_overlap,
         (Floor.OVERLAP, ReplyRequested): _ignore,
         (Floor.OVERLAP, CancelRequested): _cancel_in_overlap,
