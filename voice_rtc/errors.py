@@ -257,6 +257,8 @@ class LlmError(EngineError):
     """
 
     code = "llm_error"
+    wait_seconds: float | None = None
+    """What the service asked to wait before another attempt; None: it did not say."""
 
 
 class StateError(VoiceRtcError):

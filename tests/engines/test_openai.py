@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 import structlog.testing
@@ -85,9 +87,149 @@ async def test_refusals_have_codes(
     assert len(server.requests) == requests
 
 
-async def test_one_retry_is_enough_for_a_hiccup(server: OpenAiServer, llm: OpenAiLlm) -> None:
-    server.mode = "500 once"
+@asynccontextmanager
+async def engine(server: OpenAiServer, **settings: Any) -> AsyncIterator[OpenAiLlm]:
+    """Started; counts in ``told`` what it asks the service."""
+    llm = OpenAiLlm(OpenAiSettings("m", server.base_url, **settings))
+    async with asyncio.timeout(20):
+        await llm.start()
+        try:
+            yield llm
+        finally:
+            await llm.aclose()
+
+
+def counted(llm: OpenAiLlm) -> list[str]:
+    told: list[str] = []
+    llm.on_request = told.append
+    return told
+
+
+@pytest.mark.parametrize("mode", ["500 once", "reset once", "429 once"])
+async def test_a_hiccup_before_the_first_word_is_not_noticed(
+    server: OpenAiServer, llm: OpenAiLlm, mode: Mode
+) -> None:
+    told = counted(llm)
+    server.mode = mode
     assert await answer(llm) == server.reply
+    assert told == ["first", "retry"] and len(server.requests) == 2
+
+
+async def test_a_late_request_gets_a_twin_and_is_hung_up_on(server: OpenAiServer) -> None:
+    async with engine(server, hedge_seconds=0.1) as llm:
+        told = counted(llm)
+        server.mode = "late once"
+        assert await answer(llm) == server.reply
+        assert told == ["first", "hedge", "hedge_won"]
+        assert server.requests[0] == server.requests[1]
+        await asyncio.wait_for(server.gone.wait(), 5.0)
+
+
+async def test_a_twin_is_not_asked_for_by_default_settings_of_the_engine(
+    server: OpenAiServer,
+) -> None:
+    async with engine(server, first_token_seconds=0.3) as llm:
+        told = counted(llm)
+        server.mode = "hang"
+        _, error = await failure(llm)
+        assert error.code == "llm_timeout" and told == ["first"]
+
+
+async def test_closing_early_hangs_up_on_both(server: OpenAiServer) -> None:
+    async with engine(server, hedge_seconds=0.05) as llm:
+        server.mode = "hang"
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(answer(llm))
+            while len(server.requests) < 2:  # noqa: ASYNC110 - the server has no event for this
+                await asyncio.sleep(0.01)
+            reader.cancel()
+        await asyncio.wait_for(server.gone.wait(), 5.0)
+
+
+@pytest.mark.parametrize("mode", ["empty", "nothing"])
+async def test_an_empty_answer_ends_without_a_word(
+    server: OpenAiServer, llm: OpenAiLlm, mode: Mode
+) -> None:
+    server.mode = mode
+    assert await answer(llm) == ""  # the reply makes a failure of it: llm_empty
+    server.mode = "ok"
+    assert await answer(llm) == server.reply
+
+
+async def test_answers_share_a_connection_also_minutes_later(server: OpenAiServer) -> None:
+    async with engine(server) as llm:
+        for _ in range(3):
+            assert await answer(llm) == server.reply
+        assert len(set(server.connections)) == 1
+
+
+async def test_a_warm_up_connects_so_that_the_answer_need_not(server: OpenAiServer) -> None:
+    async with engine(server, api_key="sk-1", headers={"X-A": "b"}) as llm:
+        told = counted(llm)
+        await llm.warm_up()
+        assert server.warm_ups == 1 and told == ["warm_up"]
+        assert await answer(llm) == server.reply
+        assert len(set(server.connections)) == 1
+    async with engine(server, warm_up=False) as llm:
+        await llm.warm_up()
+        assert server.warm_ups == 1
+
+
+async def test_a_warm_up_raises_nothing() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    llm = OpenAiLlm(OpenAiSettings("m", url))
+    await llm.warm_up()
+    await llm.start()
+    await llm.warm_up()
+    await llm.aclose()
+    await llm.warm_up()
+
+
+async def test_a_service_that_does_not_accept_connections_is_unreachable() -> None:
+    # Its line of connections not yet accepted is full: what comes after gets no answer.
+    with socket.socket() as listener, ExitStack() as line:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = line.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        llm = OpenAiLlm(OpenAiSettings("m", url, connect_seconds=0.1))
+        await llm.start()
+        told = counted(llm)
+        _, error = await failure(llm)
+        assert error.code == "llm_unreachable" and told == ["first", "retry"]
+        await llm.warm_up()
+        await llm.aclose()
+
+
+async def test_what_the_operator_and_the_call_add_reaches_the_service(
+    server: OpenAiServer,
+) -> None:
+    body = {"top_p": 0.5, "reasoning_effort": "low"}
+    async with engine(server, headers={"X-A": "1", "X-B": "1"}, body=body) as llm:
+        options = LlmOptions(body={"top_p": 0.9, "temperature": 0.1}, headers={"X-B": "2"})
+        async for _ in llm.stream(ASKED, options):
+            pass
+        sent = server.requests[0]
+        assert (sent["top_p"], sent["reasoning_effort"], sent["temperature"]) == (0.9, "low", 0.1)
+        assert (server.headers[0]["X-A"], server.headers[0]["X-B"]) == ("1", "2")
+        assert await answer(llm) == server.reply
+        assert server.requests[1]["top_p"] == 0.5 and server.headers[1]["X-B"] == "1"
+
+
+async def test_a_request_that_is_wrong_does_not_end_the_counting(
+    server: OpenAiServer, llm: OpenAiLlm
+) -> None:
+    server.mode = "400"
+    _, error = await failure(llm)
+    assert error.code == "llm_bad_request"
+    server.mode = "ok"
+    events = [event async for event in llm.stream(ASKED)]
+    assert events[-1] == Usage(5, 7)
 
 
 async def test_a_service_that_knows_no_usage(server: OpenAiServer, llm: OpenAiLlm) -> None:

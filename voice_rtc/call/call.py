@@ -51,6 +51,7 @@ from voice_rtc.core.turns import (
     StartReply,
     TurnMachine,
 )
+from voice_rtc.engines.base import Usage
 from voice_rtc.errors import (
     AdmissionError,
     BadRequest,
@@ -214,6 +215,7 @@ class Call:
                 "transcripts": hearing.read_transcripts(self._handle),
                 "signals": self._read_signals(),
                 "greeting": self._greet(),
+                "warm-up": self._replies.warm_up(),
             }
             async with asyncio.TaskGroup() as tasks:
                 for name, coroutine in work.items():
@@ -293,7 +295,7 @@ class Call:
         if not text:
             return
 
-        async def greeting() -> AsyncGenerator[str, None]:
+        async def greeting() -> AsyncGenerator[str | Usage, None]:
             yield text
 
         if self._turns.floor is Floor.IDLE:  # nobody is greeted in the middle of a word
@@ -500,6 +502,7 @@ class Call:
         match action:
             case OpenUtterance(utterance):
                 hearing.open(utterance)
+                self._context.spawn(self._replies.warm_up(), "warm-up")
             case DiscardUtterance(utterance):
                 hearing.discard(utterance)
                 self._context.metrics.barge_ins_total.labels("false_alarm").inc()

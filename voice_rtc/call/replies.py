@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from secrets import token_hex
 
@@ -12,16 +13,16 @@ from voice_rtc.call.context import CallContext, CallerTurn
 from voice_rtc.call.reply import Reply, TextSource, Voice, perform
 from voice_rtc.call.speaker import Speaker
 from voice_rtc.call.state import ReplyWishes
-from voice_rtc.core.history import Item
+from voice_rtc.core.history import Item, compacted
 from voice_rtc.core.turns import ReplyAudible, ReplyDone
-from voice_rtc.engines.base import LlmOptions, TextDelta
+from voice_rtc.engines.base import SupportsWarmUp, TextDelta, Usage
 from voice_rtc.errors import EngineError
 
 _NOT_UNDERSTOOD = "Sorry, I could not understand that. Please say it again."
 _GO_ON = "Sorry, please go on."
 
 
-async def _words(text: str) -> AsyncGenerator[str, None]:
+async def _words(text: str) -> AsyncGenerator[str | Usage, None]:
     yield text
 
 
@@ -43,20 +44,38 @@ class Replies:
         self.created = 0
         """Replies begun so far."""
 
-    async def answer(self, wishes: ReplyWishes | None = None) -> AsyncGenerator[str, None]:
+    async def warm_up(self) -> None:
+        """Have the language model ready for a request soon, where that can be done."""
+        llm = self._context.ports.engines.llm
+        if isinstance(llm, SupportsWarmUp):
+            await llm.warm_up()
+
+    async def answer(self, wishes: ReplyWishes | None = None) -> AsyncGenerator[str | Usage, None]:
         """The language model's answer to the conversation as it stands."""
         context = self._context
         instructions, options = context.settings.instructions, context.settings.llm
         if wishes is not None and wishes.instructions is not None:
             instructions = wishes.instructions
         if wishes is not None and wishes.max_tokens is not None:
-            options = LlmOptions(options.temperature, wishes.max_tokens)
+            options = replace(options, max_tokens=wishes.max_tokens)
+        limit = context.ports.settings.llm.context_characters
         messages = context.conversation.messages(instructions)
-        stream = context.ports.engines.llm.stream(messages, options)
+        told = compacted(messages, limit)
+        if told is not messages:
+            context.metrics.llm_contexts_cut_total.inc()
+        stream = context.ports.engines.llm.stream(told, options)
         async with aclosing(stream) as answer:
             async for event in answer:
                 if isinstance(event, TextDelta):
                     yield event.text
+                elif isinstance(event, Usage):
+                    self._count(event)
+                    yield event
+
+    def _count(self, usage: Usage) -> None:
+        tokens = self._context.metrics.llm_tokens_total
+        tokens.labels("input").inc(usage.input_tokens)
+        tokens.labels("output").inc(usage.output_tokens)
 
     # -------------------------------------------------------------- actions
 
@@ -102,7 +121,11 @@ class Replies:
                 return  # nobody asked for it, nobody was told of it
             self._create(reply, self._is_spoken(reply))  # who asked for it waits for its end
         context.truncate_item(reply.item_id, heard.text, round(heard.seconds * 1000))
-        context.emit(events.ReplyInterrupted(reply.id, reply.item_id, heard, reply.audible, reason))
+        context.emit(
+            events.ReplyInterrupted(
+                reply.id, reply.item_id, heard, reply.audible, reason, reply.usage
+            )
+        )
         self._log(None, reply, cut=reason)
 
     def mark_audible(self, number: int) -> None:
@@ -124,7 +147,9 @@ class Replies:
             reply.item_id, text=reply.text, status="completed", heard_ms=heard_ms
         )
         self._context.emit(
-            events.ReplyFinished(reply.id, reply.item_id, reply.text, reply.audible, reply.error)
+            events.ReplyFinished(
+                reply.id, reply.item_id, reply.text, reply.audible, reply.error, reply.usage
+            )
         )
         self._log(turn, reply)
 
@@ -141,10 +166,21 @@ class Replies:
             source = partial(_words, words)
         spoken = self._is_spoken(reply)
         self._create(reply, spoken)
-        tts = context.ports.engines.tts if spoken else None
-        await perform(reply, source, Voice(tts, context.settings.voice, self.speaker), self)
+        await perform(reply, source, self._voice(spoken), self)
         if not spoken:
             context.signal(ReplyDone(reply.number))  # nobody plays it to its end
+
+    def _voice(self, spoken: bool) -> Voice:
+        context, llm = self._context, self._context.ports.settings.llm
+        language = context.settings.stt.language
+        return Voice(
+            context.ports.engines.tts if spoken else None,
+            context.settings.voice,
+            self.speaker,
+            context.ports.settings.stt.language if language is None else language,
+            llm.filler,
+            llm.filler_seconds,
+        )
 
     async def _settled(self, turns: list[CallerTurn]) -> None:
         """Wait for the text of ``turns``, and of those that are committed meanwhile."""
@@ -188,6 +224,10 @@ class Replies:
     def reply_text(self, reply: Reply, delta: str) -> None:
         if reply.number in self._replies:
             self._context.emit(events.ReplyText(reply.id, reply.item_id, delta))
+
+    def reply_filler(self, reply: Reply, filler: str) -> None:
+        self._context.metrics.fillers_total.inc()
+        self._context.set_item(reply.item_id, filler=filler)
 
     def reply_failed(self, reply: Reply, engine: str, error: EngineError) -> None:
         self._context.count_failure(engine, error)
