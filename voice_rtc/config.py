@@ -38,7 +38,9 @@ from voice_rtc.errors import ConfigError
 PREFIX = "VOICE_RTC_"
 STT_PROMPT_CHARACTERS = 1000
 """Longest ``stt.prompt``, and longest prompt that a call may bring."""
-OUR_LLM_FIELDS = frozenset({"messages", "stream", "stream_options", "n"})
+OUR_LLM_FIELDS = frozenset(
+    {"messages", "stream", "stream_options", "n", "tools", "tool_choice", "functions"}
+)
 """Fields of a chat completions request that nobody else sets."""
 OUR_LLM_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
 """HTTP headers, in lower case, that nobody else sets."""

@@ -253,7 +253,8 @@ class LlmError(EngineError):
     """The language model service answered with an error.
 
     ``code`` is one of ``llm_unauthorized``, ``llm_rate_limited``, ``llm_server_error``,
-    ``llm_unreachable``, ``llm_timeout``, ``llm_stream_cut``, ``llm_bad_request``, ``llm_empty``.
+    ``llm_unreachable``, ``llm_timeout``, ``llm_stream_cut``, ``llm_bad_request``, ``llm_empty``,
+    ``llm_bad_tool_call``.
     """
 
     code = "llm_error"

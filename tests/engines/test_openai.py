@@ -13,6 +13,7 @@ import structlog.testing
 
 from tests.support.openai_server import Mode, OpenAiServer, openai_server
 from voice_rtc.core.history import Message
+from voice_rtc.core.tools import ToolCall, ToolSpec
 from voice_rtc.engines.base import LlmOptions, TextDelta, Usage
 from voice_rtc.engines.llm.openai import OpenAiLlm, OpenAiSettings
 from voice_rtc.errors import EngineUnavailable, LlmError
@@ -219,6 +220,82 @@ async def test_what_the_operator_and_the_call_add_reaches_the_service(
         assert (server.headers[0]["X-A"], server.headers[0]["X-B"]) == ("1", "2")
         assert await answer(llm) == server.reply
         assert server.requests[1]["top_p"] == 0.5 and server.headers[1]["X-B"] == "1"
+
+
+async def test_tools_are_declared_called_and_answered(server: OpenAiServer, llm: OpenAiLlm) -> None:
+    server.mode, server.reply = "tools", "Let me see."
+    server.tool_calls = [
+        {"index": 0, "id": "c1", "type": "function", "function": {"name": "weather"}},
+        {"index": 0, "function": {"arguments": '{"city": '}},
+        {"index": 0, "function": {"arguments": '"Rome"}'}},
+    ]
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    options = LlmOptions(tools=(ToolSpec("weather", "Tells it.", schema),), tool_choice="weather")
+    events = [event async for event in llm.stream(ASKED, options)]
+    call = ToolCall("c1", "weather", '{"city": "Rome"}')
+    assert events[-2:] == [call, Usage(5, 7)]
+    assert "".join(e.text for e in events if isinstance(e, TextDelta)) == "Let me see."
+    function = {"name": "weather", "description": "Tells it.", "parameters": schema}
+    assert server.requests[0]["tools"] == [{"type": "function", "function": function}]
+    assert server.requests[0]["tool_choice"]["function"] == {"name": "weather"}
+
+    server.mode = "ok"
+    more = [
+        *ASKED,
+        Message("assistant", "Let me see.", tool_calls=(call,)),
+        Message("tool", "sunny", tool_call_id="c1"),
+    ]
+    _ = [event async for event in llm.stream(more)]
+    asked, told = server.requests[1]["messages"][2:]
+    assert asked["tool_calls"][0]["function"]["arguments"] == '{"city": "Rome"}'
+    assert told == {"role": "tool", "content": "sunny", "tool_call_id": "c1"}
+    assert "tools" not in server.requests[1]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"choices": [], "usage": {}}',
+        '{"choices": [], "usage": 5}',
+        '{"choices": [], "usage": {"prompt_tokens": "x", "completion_tokens": -1}}',
+        '{"choices": [], "usage": {"prompt_tokens": null, "completion_tokens": null}}',
+        '{"choices": 5, "usage": null}',
+        '{"choices": "ab", "usage": null}',
+        '{"choices": {"a": 1}, "usage": null}',
+        '{"choices": [5, null, "x", []], "usage": null}',
+        '{"choices": [{"delta": 5}], "usage": null}',
+        '{"choices": [{"delta": {"content": {"a": 1}}}], "usage": null}',
+        '{"choices": [{"delta": {"content": ["a"]}}], "usage": null}',
+        '{"choices": [{"delta": {"tool_calls": 5}}], "usage": null}',
+        '{"choices": [{"delta": {"tool_calls": [5, null]}}], "usage": null}',
+        '{"choices": [{"delta": {"tool_calls": [{"index": "x", "function": 5}]}}], "usage": null}',
+        "5",
+        "null",
+        '"x"',
+        "{}",
+    ],
+)
+async def test_whatever_json_comes_is_passed_over_or_an_error_with_a_code(
+    server: OpenAiServer, llm: OpenAiLlm, raw: str
+) -> None:
+    server.mode, server.raw = "raw", raw
+    try:
+        events = [event async for event in llm.stream(ASKED)]
+    except LlmError as error:
+        assert error.code in ("llm_stream_cut", "llm_bad_tool_call")
+    else:
+        text = "".join(event.text for event in events if isinstance(event, TextDelta))
+        assert (text, events[-1]) == (server.reply, Usage(5, 7))
+
+
+async def test_a_tool_call_that_breaks_off_is_an_error(
+    server: OpenAiServer, llm: OpenAiLlm
+) -> None:
+    server.mode = "tools"
+    function = {"name": "weather", "arguments": '{"ci'}
+    server.tool_calls = [{"index": 0, "id": "c1", "function": function}]
+    text, error = await failure(llm)
+    assert (text, error.code) == (server.reply, "llm_bad_tool_call")
 
 
 async def test_a_request_that_is_wrong_does_not_end_the_counting(

@@ -21,6 +21,8 @@ Mode = Literal[
     "429 once",  # and says when to come back
     "reset once",  # closes the connection without an answer
     "late once",  # never answers the first request
+    "tools",  # sends `tool_calls` too
+    "raw",  # sends `raw`, then the answer
     "empty",  # ends without a word
     "nothing",  # ends without a word, a reason or a count
     "no usage",  # 400 when stream_options are sent
@@ -48,6 +50,9 @@ class OpenAiServer:
         self.connections: list[str] = []
         """Client address of each request, warm-ups too; equal ones came on one connection."""
         self.warm_ups = 0
+        self.raw = ""
+        self.tool_calls: list[dict[str, Any]] = []
+        """Pieces of ``delta.tool_calls``, sent before the text in mode ``tools``."""
         self.go_on = asyncio.Semaphore(0)
         self.gone = asyncio.Event()
         """Set when a client closed its connection before its answer was complete."""
@@ -99,6 +104,11 @@ class OpenAiServer:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await _send(response, _chunk({"role": "assistant", "content": ""}))
+        if self.mode == "raw":
+            await response.write(f"data: {self.raw}\n\n".encode())
+        if self.mode == "tools":
+            for piece in self.tool_calls:
+                await _send(response, _chunk({"tool_calls": [piece]}))
         words = [] if self.mode in ("empty", "nothing") else self.reply.split(" ")
         for number, word in enumerate(words):
             await self._before_word(request, response, number)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal
 
+from voice_rtc.core.tools import ToolCall
 from voice_rtc.errors import BadRequest, UnknownItem
 
 Role = Literal["system", "user", "assistant"]
@@ -27,8 +28,12 @@ _UNSET = _Unset.UNSET
 class Message:
     """One entry of the conversation as the LLM sees it."""
 
-    role: Role
+    role: Role | Literal["tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Assistant: what it wanted to be called."""
+    tool_call_id: str = ""
+    """Tool: which call ``content`` is the result of."""
 
 
 _LEFT_OUT = Message("system", "Earlier parts of this conversation are left out here.")
@@ -197,7 +202,10 @@ def compacted(messages: list[Message], characters: int) -> list[Message]:
 
 
 def _size(messages: Iterable[Message]) -> int:
-    return sum(len(each.content) for each in messages)
+    return sum(
+        len(each.content) + sum(len(call.arguments) for call in each.tool_calls)
+        for each in messages
+    )
 
 
 def _newest_within(messages: list[Message], room: int) -> list[Message]:

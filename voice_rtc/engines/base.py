@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from voice_rtc.core.audio import Pcm
 from voice_rtc.core.history import Message
+from voice_rtc.core.tools import ToolCall, ToolSpec
 from voice_rtc.errors import EngineError
 
 if TYPE_CHECKING:
@@ -264,6 +265,10 @@ class LlmOptions:
     """More fields of the request, for engines that are a service."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """More HTTP headers of the request."""
+    tools: tuple[ToolSpec, ...] = ()
+    """What the model may call; engines that cannot ignore it."""
+    tool_choice: str = "auto"
+    """``auto``, ``none``, ``required`` or the name of a tool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +286,8 @@ class Usage:
     output_tokens: int
 
 
-LlmEvent = TextDelta | Usage
+LlmEvent = TextDelta | ToolCall | Usage
+"""Tool calls come whole, behind the text."""
 
 
 class LlmEngine(Engine, Protocol):

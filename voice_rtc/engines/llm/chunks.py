@@ -7,6 +7,7 @@ from typing import Any
 from voice_rtc.engines.base import LlmEvent, TextDelta, Usage
 from voice_rtc.engines.llm.faults import deadline, fault, llm_error
 from voice_rtc.engines.llm.surrogates import SurrogateJoiner
+from voice_rtc.engines.llm.tool_calls import ToolCallJoiner
 
 
 async def next_chunk(chunks: Any, seconds: float) -> Any:
@@ -37,24 +38,48 @@ async def first_chunk(chunks: Any, seconds: float) -> Any:
     return chunk
 
 
-def chunk_events(chunk: Any, joiner: SurrogateJoiner) -> list[LlmEvent]:
-    """What ``chunk`` says."""
-    events: list[LlmEvent] = [
-        TextDelta(text)
-        for choice in (chunk.choices or ())[:1]
-        if (content := _content(choice)) and (text := joiner.feed(content))
-    ]
-    if chunk.usage is not None:
-        events.append(Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens))
-    return events
+class ChunkReader:
+    """What the chunks of one answer say. Tool calls are whole at the end only."""
+
+    def __init__(self) -> None:
+        self._text = SurrogateJoiner()
+        self._calls = ToolCallJoiner()
+        self._usage: Usage | None = None
+
+    def feed(self, chunk: Any) -> list[LlmEvent]:
+        """The text of ``chunk``, if any."""
+        self._usage = _usage(chunk) or self._usage
+        events: list[LlmEvent] = []
+        for choice in (chunk.choices or ())[:1]:
+            self._calls.feed(_tool_calls(choice))
+            if (content := _content(choice)) and (text := self._text.feed(content)):
+                events.append(TextDelta(text))
+        return events
+
+    def flush(self) -> list[LlmEvent]:
+        """The answer is over: what is left of it. Raises LlmError for a broken tool call."""
+        rest = self._text.flush()
+        text: list[LlmEvent] = [TextDelta(rest)] if rest else []
+        usage: list[LlmEvent] = [self._usage] if self._usage is not None else []
+        return [*text, *self._calls.flush(), *usage]
 
 
 def _is_chunk(chunk: Any) -> bool:
     """The client hands on whatever JSON a service sends, typed or not."""
     if not hasattr(chunk, "choices") or not hasattr(chunk, "usage"):
         return False
+    if chunk.choices is not None and not isinstance(chunk.choices, list):
+        return False
     contents = [_content(choice) for choice in chunk.choices or ()]
     return all(content is None or isinstance(content, str) for content in contents)
+
+
+def _usage(chunk: Any) -> Usage | None:
+    """The counts, where they are counts: some services send an empty object with each chunk."""
+    counts = [getattr(chunk.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        return None
+    return Usage(*counts)
 
 
 def _content(choice: Any) -> Any:
@@ -62,8 +87,13 @@ def _content(choice: Any) -> Any:
     return getattr(getattr(choice, "delta", None), "content", None)
 
 
+def _tool_calls(choice: Any) -> Any:
+    return getattr(getattr(choice, "delta", None), "tool_calls", None)
+
+
 def _has_content(chunk: Any) -> bool:
     """Servers begin with a chunk that has only a role; the first token is what is waited for."""
-    return chunk.usage is not None or any(
-        _content(choice) or getattr(choice, "finish_reason", None) for choice in chunk.choices or ()
+    return _usage(chunk) is not None or any(
+        _content(choice) or _tool_calls(choice) or getattr(choice, "finish_reason", None)
+        for choice in chunk.choices or ()
     )

@@ -16,11 +16,11 @@ import structlog
 
 from voice_rtc.core.hedging import UsualTime
 from voice_rtc.core.history import Message
-from voice_rtc.engines.base import EngineInfo, LlmEvent, LlmOptions, TextDelta
-from voice_rtc.engines.llm.chunks import chunk_events, first_chunk, next_chunk
+from voice_rtc.core.tools import ToolSpec
+from voice_rtc.engines.base import EngineInfo, LlmEvent, LlmOptions
+from voice_rtc.engines.llm.chunks import ChunkReader, first_chunk, next_chunk
 from voice_rtc.engines.llm.faults import llm_error
 from voice_rtc.engines.llm.race import Race, RaceRules
-from voice_rtc.engines.llm.surrogates import SurrogateJoiner
 from voice_rtc.errors import EngineUnavailable, LlmError
 
 if TYPE_CHECKING:
@@ -154,15 +154,15 @@ class OpenAiLlm:
         if client is None:
             raise EngineUnavailable("the LLM client is not running")
         answer = await self._begin(client, self._request(messages, options))
-        joiner = SurrogateJoiner()
+        reader = ChunkReader()
         try:
             chunk: Any = answer.first
             while chunk is not None:
-                for event in chunk_events(chunk, joiner):
+                for event in reader.feed(chunk):
                     yield event
                 chunk = await next_chunk(answer.chunks, self._settings.gap_seconds)
-            if rest := joiner.flush():
-                yield TextDelta(rest)
+            for event in reader.flush():
+                yield event
         finally:
             await answer.aclose()
 
@@ -211,8 +211,9 @@ class OpenAiLlm:
         max_tokens = _first(options.max_tokens, settings.max_tokens)
         request: dict[str, Any] = {
             "model": settings.model,
-            "messages": [{"role": each.role, "content": each.content} for each in messages],
+            "messages": [_message(each) for each in messages],
             "stream": True,
+            **_tools(options),
         }
         if temperature is not None:
             request["temperature"] = temperature
@@ -256,6 +257,40 @@ async def _create(client: openai.AsyncOpenAI, request: dict[str, Any]) -> Any:
         return await client.chat.completions.create(**request)
     except openai.OpenAIError as error:
         raise llm_error(error) from error
+
+
+def _message(message: Message) -> dict[str, Any]:
+    told: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        told["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        told["tool_call_id"] = message.tool_call_id
+    return told
+
+
+def _tools(options: LlmOptions) -> dict[str, Any]:
+    if not options.tools:
+        return {}
+    choice: Any = options.tool_choice
+    if choice not in ("auto", "none", "required"):
+        choice = {"type": "function", "function": {"name": choice}}
+    return {"tools": [_tool(each) for each in options.tools], "tool_choice": choice}
+
+
+def _tool(tool: ToolSpec) -> dict[str, Any]:
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": dict(tool.parameters),
+    }
+    return {"type": "function", "function": function}
 
 
 def _first(own: Any, configured: Any) -> Any:
