@@ -16,7 +16,7 @@ from voice_rtc.core.spoken import spoken_form
         ("See http://example.com/ now.", "See example dot com now."),
         ("Go to example.com, please.", "Go to example dot com, please."),
         ("Go to WWW.Example.COM/Help!", "Go to Example dot COM slash Help!"),
-        ("docs.my-site.io/a_b/c", "docs dot my dash site dot io slash a underscore b slash c"),
+        ("docs.my-site.io/a_b/c", "docs dot my dash site dot i o slash a underscore b slash c"),
         ("https://a.com/x?id=1&b=2#top is it.", "a dot com slash x is it."),
         ("http://localhost:8080/v1", "localhost colon 8080 slash v1"),
         ("(see https://a.org/b)", "(see a dot org slash b)"),
@@ -24,8 +24,10 @@ from voice_rtc.core.spoken import spoken_form
             "Mail ann.lee+x@mail.example.org.",
             "Mail ann dot lee plus x at mail dot example dot org.",
         ),
-        ("a_b@c.de, or me@x.io", "a underscore b at c dot de, or me at x dot io"),
+        ("a_b@c.de, or me@x.io", "a underscore b at c dot d e, or me at x dot i o"),
         ("I use node.js and ASP.NET daily.", "I use node.js and ASP.NET daily."),
+        ("me.co and about.me/x", "me dot co and about dot me slash x"),
+        ("see bbc.co.uk/news", "see bbc dot co dot u k slash news"),
         ("It is done.It works, no.No.", "It is done.It works, no.No."),
         ("at 192.168.0.1.", "at 192 dot 168 dot 0 dot 1."),
         # telephones
@@ -76,6 +78,11 @@ from voice_rtc.core.spoken import spoken_form
         ("pages 12–15", "pages 12 to 15"),
         ("10-5", "10-5"),
         ("3.14 and 1,000.5", "3.14 and 1,000.5"),
+        ("the 1990s and 2010s", "the nineteen nineties and twenty tens"),
+        (
+            "the 2000s, 1900s, ’80s and 60's",
+            "the two thousands, nineteen hundreds, eighties and sixties",
+        ),
         # versions, marks, abbreviations
         ("v1.2.3 is out", "version 1.2.3 is out"),
         ("You are #1", "You are number 1"),
@@ -118,7 +125,7 @@ def test_other_languages_are_left_to_the_engine(written, said):
 def test_markup_is_gone_before():
     text = "See [the **docs**](https://a.io/b) or <https://a.io>: `max_tokens` is $5!"
     assert (
-        spoken_form(speakable(text), "en") == "See the docs or a dot io: max tokens is 5 dollars!"
+        spoken_form(speakable(text), "en") == "See the docs or a dot i o: max tokens is 5 dollars!"
     )
 
 

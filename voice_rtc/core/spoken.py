@@ -18,6 +18,11 @@ _MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September",
     "October", "November", "December",
 )  # fmt: skip
+_CENTURIES = {"17": "seventeen", "18": "eighteen", "19": "nineteen", "20": "twenty"}
+_TENS = (
+    "", "tens", "twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties",
+    "nineties",
+)  # fmt: skip
 _DOMAINS = (
     r"(?:com|org|net|edu|gov|int|info|biz|io|dev|app|ai|tv|me|co|eu|de|fr|es|it|nl|be|ch|at|pl|se"
     r"|no|dk|fi|uk|ie|us|ca|au|nz|jp|cn|in|br|mx|ru)"
@@ -106,6 +111,8 @@ def _without_end(address: str) -> tuple[str, str]:
 
 
 def _marks_said(address: str) -> str:
+    # .de and .io are spelled, .me and .co are words
+    address = re.sub(r"\.(?!co\b|me\b|to\b)([a-z])([a-z])(?=[/:]|$)", r".\1 \2", address, count=1)
     said = re.sub(r"[./_~:-]", lambda mark: f" {_MARKS[mark.group()]} ", address)
     return " ".join(said.split())
 
@@ -168,6 +175,15 @@ def _clock(found: _Match) -> str:
 
 def _date(found: _Match) -> str:
     return f"{_MONTHS[int(found['month']) - 1]} {int(found['day'])}, {found['year']}"
+
+
+def _decade(found: _Match) -> str:
+    century, ten = found["century"], found["ten"]
+    if not century:
+        return _TENS[int(ten)]
+    if ten == "0":
+        return "two thousands" if century == "20" else f"{_CENTURIES[century]} hundreds"
+    return f"{_CENTURIES[century]} {_TENS[int(ten)]}"
 
 
 def _range(found: _Match) -> str:
@@ -244,6 +260,8 @@ _ENGLISH: tuple[_Rule, ...] = (
         re.compile(r"(?<![\w:.])(?P<hour>[01]?\d|2[0-3]):(?P<minute>[0-5]\d)(?![\w:]|\.\d)"),
         _clock,
     ),
+    (re.compile(r"\b(?P<century>17|18|19|20)(?P<ten>\d)0['’]?s\b"), _decade),
+    (re.compile(r"(?<![\w.,])['’]?(?P<century>)(?P<ten>[2-9])0['’]?s\b"), _decade),
     (re.compile(r"#(?=\d)"), "number "),
     (re.compile(r"(?<!\w)~\s?(?=\d)"), "about "),
     (re.compile(r"(?<=\s)&(?=\s)"), "and"),
