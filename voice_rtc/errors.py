@@ -254,7 +254,7 @@ class LlmError(EngineError):
 
     ``code`` is one of ``llm_unauthorized``, ``llm_rate_limited``, ``llm_server_error``,
     ``llm_unreachable``, ``llm_timeout``, ``llm_stream_cut``, ``llm_bad_request``, ``llm_empty``,
-    ``llm_bad_tool_call``.
+    ``llm_bad_tool_call``, ``llm_context_exceeded``.
     """
 
     code = "llm_error"

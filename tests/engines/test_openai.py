@@ -77,6 +77,7 @@ async def test_options_of_the_call_win(server: OpenAiServer, llm: OpenAiLlm) -> 
         ("401", "llm_unauthorized", 1, False),
         ("429", "llm_rate_limited", 1, True),
         ("500", "llm_server_error", 2, True),
+        ("small", "llm_context_exceeded", 1, False),
     ],
 )
 async def test_refusals_have_codes(

@@ -8,7 +8,7 @@ import pytest
 
 from signaling.main import Server, running_server
 from tests.support.audio import tone
-from tests.support.caller import Caller, calling
+from tests.support.caller import Caller, Json, calling
 from tests.support.openai_server import Mode, OpenAiServer, openai_server
 from tests.support.server import ready, serving
 from voice_rtc.config import load
@@ -199,14 +199,7 @@ async def test_a_long_call_fits_the_model() -> None:
     async with asyncio.timeout(55), openai_server(REPLY) as service:
         async with serving(engines(service), llm=small) as server, calling(server.url) as caller:
             for number in range(4):
-                text = f"{number} " * 400
-                content = [{"type": "input_text", "text": text}]
-                caller.send(
-                    type="conversation.item.create", item={"role": "user", "content": content}
-                )
-                caller.send(type="response.create", response={"output_modalities": ["text"]})
-                before = len(caller.events)
-                await caller.event("response.done", after=before)
+                await type_and_wait(caller, f"{number} " * 400)
             told = contents(service)
             assert sum(len(text) for _, text in told) <= 2000
             assert [role for role, _ in told[:2]] == ["system", "system"] and "left out" in told[1][
@@ -214,6 +207,36 @@ async def test_a_long_call_fits_the_model() -> None:
             ]
             assert told[-1] == ("user", ("3 " * 400).strip())
             assert count(server, "llm_contexts_cut_total") >= 1
+
+
+async def type_and_wait(caller: Caller, text: str) -> Json:
+    """Type ``text``, have it answered in text; the response."""
+    content = [{"type": "input_text", "text": text}]
+    caller.send(type="conversation.item.create", item={"role": "user", "content": content})
+    before = len(caller.events)
+    caller.send(type="response.create", response={"output_modalities": ["text"]})
+    done = await caller.event("response.done", after=before)
+    response: Json = done["response"]
+    return response
+
+
+async def test_a_model_with_less_room_than_was_set_is_told_less() -> None:
+    async with asyncio.timeout(55), openai_server(REPLY) as service:
+        async with serving(engines(service)) as server, calling(server.url) as caller:
+            for number in range(3):
+                await type_and_wait(caller, f"{number} " * 400)
+            service.mode, service.room = "small", 2000
+            asked = len(service.requests)
+            assert (await type_and_wait(caller, "And now?"))["status"] == "completed"
+            assert len(service.requests) - asked == 2, "refused once, then shorter"
+            assert contents(service)[-1] == ("user", "And now?")
+            asked = len(service.requests)
+            assert (await type_and_wait(caller, "And then?"))["status"] == "completed"
+            assert len(service.requests) - asked == 1, "what was learnt holds for the call"
+            service.room = 5  # not even the instructions
+            response = await type_and_wait(caller, "Hello?")
+            assert response["status"] == "failed"
+            assert response["status_details"]["error"]["code"] == "llm_context_exceeded"
 
 
 async def test_a_client_sets_what_the_operator_lets_it() -> None:

@@ -22,6 +22,7 @@ Mode = Literal[
     "reset once",  # closes the connection without an answer
     "late once",  # never answers the first request
     "tools",  # sends `tool_calls` too
+    "small",  # a model with room for `room` characters
     "raw",  # sends `raw`, then the answer
     "empty",  # ends without a word
     "nothing",  # ends without a word, a reason or a count
@@ -51,6 +52,7 @@ class OpenAiServer:
         """Client address of each request, warm-ups too; equal ones came on one connection."""
         self.warm_ups = 0
         self.raw = ""
+        self.room = 0
         self.tool_calls: list[dict[str, Any]] = []
         """Pieces of ``delta.tool_calls``, sent before the text in mode ``tools``."""
         self.go_on = asyncio.Semaphore(0)
@@ -91,6 +93,9 @@ class OpenAiServer:
         if self.mode == "429 once":
             self.mode = "ok"
             return _error(429, "not so fast", {"Retry-After": "0.05"})
+        if self.mode == "small" and _length(body) > self.room:
+            message = "This model's maximum context length is 9 tokens."
+            return _error(400, message, code="context_length_exceeded")
         if self.mode == "no usage" and "stream_options" in body:
             return _error(400, "unknown parameter stream_options")
         if self.mode in ("400", "401", "429", "500"):
@@ -180,8 +185,15 @@ def _chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str,
     }
 
 
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
-    return web.json_response({"error": {"message": message}}, status=status, headers=headers)
+def _error(
+    status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None
+) -> web.Response:
+    error = {"message": message, "code": code}
+    return web.json_response({"error": error}, status=status, headers=headers)
+
+
+def _length(body: dict[str, Any]) -> int:
+    return sum(len(each["content"]) for each in body["messages"])
 
 
 def _client(request: web.Request) -> str:

@@ -13,10 +13,10 @@ from voice_rtc.call.context import CallContext, CallerTurn
 from voice_rtc.call.reply import Reply, TextSource, Voice, perform
 from voice_rtc.call.speaker import Speaker
 from voice_rtc.call.state import ReplyWishes
-from voice_rtc.core.history import Item, compacted
+from voice_rtc.core.history import Item, Message, characters, compacted
 from voice_rtc.core.turns import ReplyAudible, ReplyDone
 from voice_rtc.engines.base import SupportsWarmUp, TextDelta, Usage
-from voice_rtc.errors import EngineError
+from voice_rtc.errors import EngineError, LlmError
 
 _NOT_UNDERSTOOD = "Sorry, I could not understand that. Please say it again."
 _GO_ON = "Sorry, please go on."
@@ -39,6 +39,7 @@ class Replies:
         self._replies: dict[int, Reply] = {}
         self._answered: dict[int, CallerTurn] = {}
         self._was_cut = False
+        self._longest = settings.llm.context_characters
         self.unsettled: Callable[[], list[CallerTurn]] = list
         """Committed turns whose text is still to come."""
         self.created = 0
@@ -58,19 +59,35 @@ class Replies:
             instructions = wishes.instructions
         if wishes is not None and wishes.max_tokens is not None:
             options = replace(options, max_tokens=wishes.max_tokens)
-        limit = context.ports.settings.llm.context_characters
-        messages = context.conversation.messages(instructions)
-        told = compacted(messages, limit)
+        while True:
+            told = self._told(instructions)
+            stream = context.ports.engines.llm.stream(told, options)
+            try:
+                async with aclosing(stream) as answer:
+                    async for event in answer:
+                        if isinstance(event, TextDelta):
+                            yield event.text
+                        elif isinstance(event, Usage):
+                            self._count(event)
+                            yield event
+                return
+            except LlmError as error:
+                if error.code != "llm_context_exceeded" or not self._shorten(told):
+                    raise
+
+    def _told(self, instructions: str) -> list[Message]:
+        """The conversation as far as the model has room for it."""
+        messages = self._context.conversation.messages(instructions)
+        told = compacted(messages, self._longest)
         if told is not messages:
-            context.metrics.llm_contexts_cut_total.inc()
-        stream = context.ports.engines.llm.stream(told, options)
-        async with aclosing(stream) as answer:
-            async for event in answer:
-                if isinstance(event, TextDelta):
-                    yield event.text
-                elif isinstance(event, Usage):
-                    self._count(event)
-                    yield event
+            self._context.metrics.llm_contexts_cut_total.inc()
+        return told
+
+    def _shorten(self, told: list[Message]) -> bool:
+        """The model has less room than was set: half of ``told`` from now on, if it can be cut."""
+        self._longest = characters(told) // 2
+        self._context.log.warning("llm_context_shortened", characters=self._longest)
+        return len(compacted(told, self._longest)) < len(told)
 
     def _count(self, usage: Usage) -> None:
         tokens = self._context.metrics.llm_tokens_total

@@ -174,34 +174,35 @@ class Conversation:
             self.dropped += 1
 
 
-def compacted(messages: list[Message], characters: int) -> list[Message]:
-    """``messages`` without their oldest turns, so that they have at most ``characters``.
+def compacted(messages: list[Message], limit: int) -> list[Message]:
+    """``messages`` without their oldest turns, so that they have at most ``limit`` characters.
 
     Kept are the instructions (a system message that comes first), the newest message of the user
     and what comes after it, however long they are; a note stands where something was left out, and
     after it the user speaks first. Other system messages go only when nothing else is left to go.
     Returns ``messages`` itself when nothing had to go.
 
-    What is left out grows by a quarter of ``characters`` at once, not turn by turn: services reuse
+    What is left out grows by a quarter of ``limit`` at once, not turn by turn: services reuse
     their work on requests that begin as the last one did.
     """
-    if _size(messages) <= characters:
+    if characters(messages) <= limit:
         return messages
     told = messages[:1] if messages[0].role == "system" else []
     rest = messages[len(told) :]
     newest = max((i for i, each in enumerate(rest) if each.role == "user"), default=len(rest) - 1)
     old, kept = rest[: max(0, newest)], rest[max(0, newest) :]
-    room = characters - _size([*told, _LEFT_OUT, *kept])
+    room = limit - characters([*told, _LEFT_OUT, *kept])
     notes = _newest_within([each for each in old if each.role == "system"], room)
     spoken = [each for each in old if each.role != "system"]
-    first = _first_kept(spoken, room - _size(notes), characters // 4)
+    first = _first_kept(spoken, room - characters(notes), limit // 4)
     remaining = {id(each) for each in [*notes, *spoken[first:]]}
     if len(remaining) == len(old):
         return messages
     return [*told, _LEFT_OUT, *(each for each in old if id(each) in remaining), *kept]
 
 
-def _size(messages: Iterable[Message]) -> int:
+def characters(messages: Iterable[Message]) -> int:
+    """How long ``messages`` are, as the bound of `compacted` counts it."""
     return sum(
         len(each.content) + sum(len(call.arguments) for call in each.tool_calls)
         for each in messages
@@ -209,14 +210,14 @@ def _size(messages: Iterable[Message]) -> int:
 
 
 def _newest_within(messages: list[Message], room: int) -> list[Message]:
-    while messages and _size(messages) > room:
+    while messages and characters(messages) > room:
         messages = messages[1:]
     return messages
 
 
 def _first_kept(messages: list[Message], room: int, step: int) -> int:
     """Index of the first message to keep: a user's, the first behind a whole number of steps."""
-    left, gone, bound = _size(messages), 0, 0
+    left, gone, bound = characters(messages), 0, 0
     for index, each in enumerate(messages):
         if each.role == "user" and gone >= bound:
             if left - gone <= room:

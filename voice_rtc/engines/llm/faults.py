@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -44,7 +45,8 @@ def llm_error(error: openai.OpenAIError) -> LlmError:
         cause = type(error.__cause__).__name__ if error.__cause__ else "no cause known"
         return fault("llm_unreachable", f"the LLM service cannot be reached ({cause})")
     if isinstance(error, openai.APIStatusError):
-        ours = fault(_code(error.status_code), _status_message(error))
+        code = "llm_context_exceeded" if _is_too_long(error) else _code(error.status_code)
+        ours = fault(code, _status_message(error))
         ours.wait_seconds = retry_after(error.response.headers)
         return ours
     if isinstance(error, openai.APIError):
@@ -65,6 +67,15 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         if math.isfinite(seconds) and seconds >= 0.0:
             return seconds
     return None
+
+
+def _is_too_long(error: openai.APIStatusError) -> bool:
+    """OpenAI and vLLM, llama.cpp; others only say it in their own words."""
+    if error.status_code not in (400, 413, 422):
+        return False
+    if error.code == "context_length_exceeded" or error.type == "exceed_context_size_error":
+        return True
+    return re.search(r"context (?:length|size|window)", error.message, re.IGNORECASE) is not None
 
 
 def _code(status: int) -> str:

@@ -23,7 +23,7 @@ _log = structlog.get_logger("voice_rtc.engines")
 
 _AT_ONCE = {"llm_server_error", "llm_unreachable", "llm_stream_cut"}
 """Nothing was said yet, and the next attempt may well meet another server."""
-_FOR_BOTH = {"llm_unauthorized", "llm_bad_request"}
+_FOR_BOTH = {"llm_unauthorized", "llm_bad_request", "llm_context_exceeded"}
 """What is wrong with one request is wrong with its twin."""
 
 
