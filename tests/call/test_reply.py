@@ -156,6 +156,13 @@ def test_a_voice_that_failed_says_no_filler():
     assert "filler" not in [what for _, what in log]
 
 
+def test_a_voice_that_failed_is_no_failure_of_the_language_model():
+    story = Story(NotingTts())
+    log = story.run((0.0, "A crash. "), (9.0, "Two."))
+    assert [what for _, what in log if "_" in what] == [EngineCrashed.code]
+    assert story.reply.text == "A crash. Two.", "and nobody apologises for the language model"
+
+
 def test_what_is_spoken_is_normalised_and_what_is_shown_is_not():
     tts = NotingTts()
     story = Story(tts)
@@ -176,6 +183,12 @@ def test_what_the_text_cost_is_kept():
     story = Story(NotingTts())
     story.run((0.0, "It is ten."), (0.0, Usage(5, 7)))
     assert story.reply.usage == Usage(5, 7)
+
+
+def test_an_answer_of_white_space_is_a_failure():
+    story = Story(NotingTts())
+    log = story.run((0.0, "\n"), (0.0, "  "))
+    assert [what for _, what in log][:2] == ["token", "llm_empty"] and story.reply.text
 
 
 def test_an_answer_of_nothing_is_a_failure_whatever_it_cost():

@@ -85,9 +85,12 @@ class Replies:
 
     def _shorten(self, told: list[Message]) -> bool:
         """The model has less room than was set: half of ``told`` from now on, if it can be cut."""
-        self._longest = characters(told) // 2
-        self._context.log.warning("llm_context_shortened", characters=self._longest)
-        return len(compacted(told, self._longest)) < len(told)
+        half = characters(told) // 2
+        if len(compacted(told, half)) == len(told):
+            return False
+        self._longest = half
+        self._context.log.warning("llm_context_shortened", characters=half)
+        return True
 
     def _count(self, usage: Usage) -> None:
         tokens = self._context.metrics.llm_tokens_total

@@ -115,7 +115,8 @@ async def _produce(
     listener: ReplyListener,
 ) -> None:
     splitter = SentenceSplitter()
-    started = False
+    started = said = False
+    failure: EngineError | None = None
     try:
         async with aclosing(source()) as deltas:
             async for delta in deltas:
@@ -126,16 +127,19 @@ async def _produce(
                     started = True
                     listener.reply_first_token(reply)
                 for piece in splitter.feed(delta):
+                    said = True
                     await pieces.put(piece)
-            if not started:
-                raise LlmError("the language model gave an empty answer", code="llm_empty")
     except EngineError as error:
-        reply.error = error
-        listener.reply_failed(reply, "llm", error)
-    for piece in splitter.flush():
+        failure = error
+    rest = splitter.flush()
+    if not (said or rest or failure):  # white space is no answer either
+        failure = LlmError("the language model gave an empty answer", code="llm_empty")
+    if failure is not None:
+        reply.error = failure
+        listener.reply_failed(reply, "llm", failure)
+        rest = [*rest, _APOLOGIES.get(failure.code, _APOLOGY)]
+    for piece in rest:
         await pieces.put(piece)
-    if reply.error is not None:
-        await pieces.put(_APOLOGIES.get(reply.error.code, _APOLOGY))
     await pieces.put(None)
 
 
