@@ -7,7 +7,7 @@ Null is the server's own value, as elsewhere in the session.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +66,7 @@ def _object(given: dict[str, Any], name: str) -> dict[str, Any]:
     return value or {}
 
 
-def _only(given: Iterable[str], allowed: Iterable[str], param: str, code: str) -> None:
+def _only(given: Collection[str], allowed: Collection[str], param: str, code: str) -> None:
     for name in given:
         if name not in allowed:
             known = ", ".join(allowed) or "nothing"
