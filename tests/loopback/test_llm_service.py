@@ -152,7 +152,7 @@ async def test_a_late_answer_is_bridged_and_the_model_is_not_told() -> None:
             assert done["output"][0]["content"][0]["transcript"] == f"{FILLER} {REPLY}"
             assert await turn(caller) == ("completed", REPLY)
             assert contents(service)[1:] == [
-                ("user", "Hello."), ("assistant", REPLY), ("user", "Hello."),
+                ("user", "Hello."), ("assistant", REPLY), ("user", "How are you?"),
             ]  # fmt: skip
             assert count(server, "fillers_total") == 1
 
@@ -171,7 +171,7 @@ async def test_a_failure_after_the_filler_is_told_and_the_history_is_what_was_he
             assert await turn(caller) == ("completed", REPLY)
             apology = text.removeprefix(f"{FILLER} ")
             assert contents(service)[1:] == [
-                ("user", "Hello."), ("assistant", apology), ("user", "Hello."),
+                ("user", "Hello."), ("assistant", apology), ("user", "How are you?"),
             ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -47,7 +47,7 @@ class OpenAiServer:
         self.requests: list[dict[str, Any]] = []
         """Bodies of the chat completion requests."""
         self.authorizations: list[str] = []
-        self.headers: list[dict[str, str]] = []
+        self.headers: list[Mapping[str, str]] = []
         self.connections: list[str] = []
         """Client address of each request, warm-ups too; equal ones came on one connection."""
         self.warm_ups = 0
@@ -65,7 +65,7 @@ class OpenAiServer:
         body = await request.json()
         self.requests.append(body)
         self.authorizations.append(request.headers.get("Authorization", ""))
-        self.headers.append(dict(request.headers))
+        self.headers.append(request.headers)
         self.connections.append(_client(request))
         if self.mode == "reset once" and request.transport is not None:
             self.mode = "ok"

@@ -76,10 +76,15 @@ def _is_chunk(chunk: Any) -> bool:
 
 def _usage(chunk: Any) -> Usage | None:
     """The counts, where they are counts: some services send an empty object with each chunk."""
-    counts = [getattr(chunk.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    if not all(type(count) is int and count >= 0 for count in counts):
+    asked: Any = getattr(chunk.usage, "prompt_tokens", None)
+    answered: Any = getattr(chunk.usage, "completion_tokens", None)
+    if not (_is_count(asked) and _is_count(answered)):
         return None
-    return Usage(*counts)
+    return Usage(asked, answered)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _content(choice: Any) -> Any:
