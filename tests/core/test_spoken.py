@@ -91,6 +91,7 @@ from voice_rtc.core.spoken import spoken_form
         ("AT&T", "AT&T"),
         ("3×4", "3 times 4"),
         ("a tool, e.g. a hammer", "a tool, for example a hammer"),
+        ("a tool, e. g. a hammer", "a tool, for example a hammer"),
         ("that is, i.e. now", "that is, that is now"),
         ("cats vs. dogs", "cats versus dogs"),
         ("pears, etc. are", "pears, et cetera are"),
