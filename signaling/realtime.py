@@ -52,7 +52,9 @@ async def create_call(request: web.Request) -> web.Response:
         if engines is None:  # the registry admits nothing before they are there
             raise EnginesLoading
         session = new_session(call.id, settings, engines)
-        client = RealtimeClient(call, Terms(session, settings.limits, engines.stt.info))
+        client = RealtimeClient(
+            call, Terms(session, settings.limits, engines.stt.info, settings.llm)
+        )
         if offer.session:
             client.configure(offer.session)
         answer = await call.peer.answer(offer.sdp)

@@ -13,6 +13,7 @@ from typing import Any
 
 from voice_rtc.call import events
 from voice_rtc.core.history import Conversation, Item
+from voice_rtc.engines.base import Usage
 from voice_rtc.errors import UnknownItem, VoiceRtcError
 
 Json = dict[str, Any]
@@ -56,6 +57,17 @@ def _content(item: Item) -> Json:
         # The key must be there although the text is not yet: clients read it.
         return {"type": "input_audio", "transcript": item.text}
     return {"type": "input_text", "text": item.text or ""}
+
+
+def _usage(usage: Usage | None) -> Json | None:
+    """Tokens of the language model; speech costs none here."""
+    if usage is None:
+        return None
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+    }
 
 
 def render_error(error: VoiceRtcError, event_id: str | None = None) -> Json:
@@ -252,7 +264,7 @@ class RealtimeEvents:
                 "complete": event.heard.complete,
                 "audio_end_ms": heard_ms,
             },
-            self._done(event.reply_id, event.item_id, "cancelled", status),
+            self._done(event.reply_id, event.item_id, "cancelled", status, event.usage),
         ]
 
     @render.register
@@ -264,10 +276,11 @@ class RealtimeEvents:
         }
         part = {**place, "content_index": 0}
         item = self._item(event.item_id)
-        status: Json | None = None
+        details: Json | None = None
         if event.error is not None:
             cause = {"type": "server_error", "code": event.error.code, "message": str(event.error)}
-            status = {"type": "failed", "error": cause}
+            details = {"type": "failed", "error": cause}
+        status = "failed" if details else "completed"
         stopped = {"type": "output_audio_buffer.stopped", "response_id": event.reply_id}
         return [
             *self._text_done(event, part),
@@ -283,7 +296,7 @@ class RealtimeEvents:
                 "item": item,
             },
             {"type": "conversation.item.done", "item": item, "previous_item_id": None},
-            self._done(event.reply_id, event.item_id, "failed" if status else "completed", status),
+            self._done(event.reply_id, event.item_id, status, details, event.usage),
             *([stopped] if event.audible else []),
         ]
 
@@ -299,7 +312,9 @@ class RealtimeEvents:
             },
         ]
 
-    def _done(self, reply_id: str, item_id: str, status: str, details: Json | None) -> Json:
+    def _done(
+        self, reply_id: str, item_id: str, status: str, details: Json | None, usage: Usage | None
+    ) -> Json:
         response = {
             "object": "realtime.response",
             "id": reply_id,
@@ -307,6 +322,7 @@ class RealtimeEvents:
             "status_details": details,
             "output": [self._item(item_id)],
             "output_modalities": ["audio" if self._spoken(item_id) else "text"],
+            "usage": _usage(usage),
         }
         return {"type": "response.done", "response": response}
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from signaling.realtime_llm import check_llm, with_client_fields
 from signaling.realtime_transcription import (
     Transcription,
     in_force,
@@ -23,10 +24,10 @@ from signaling.realtime_transcription import (
     stt_options,
 )
 from voice_rtc.call.state import CallSettings, ReplyWishes
-from voice_rtc.config import LimitSettings, Settings
+from voice_rtc.config import LimitSettings, LlmSettings, Settings
 from voice_rtc.core.endpointing import PACES
 from voice_rtc.core.turns import TurnRules
-from voice_rtc.engines.base import EngineInfo, EngineSet, LlmOptions, SttOptions, VoiceOptions
+from voice_rtc.engines.base import EngineInfo, EngineSet, SttOptions, VoiceOptions
 from voice_rtc.errors import BadRequest
 
 Session = dict[str, Any]
@@ -99,6 +100,7 @@ class Terms:
     """The session that the call begins with: the server's own."""
     limits: LimitSettings
     stt: EngineInfo
+    llm: LlmSettings
 
     @property
     def largest_bytes(self) -> int:
@@ -166,6 +168,7 @@ def merged(session: Session, update: Any, terms: Terms) -> Session:
     result = copy.deepcopy(session)
     _lay_over(result, update)
     _check(result)
+    check_llm(result, terms.llm)
     _settle_transcription(result, terms)
     instructions = update.get("instructions")  # the operator's own may be as long as they like
     if isinstance(instructions, str) and len(instructions) > limits.text_characters:
@@ -201,7 +204,9 @@ def call_settings(session: Session, defaults: Session, base: CallSettings) -> Ca
         base,
         instructions=base.instructions if checked.instructions is None else checked.instructions,
         spoken=base.spoken if spoken is None else spoken,
-        llm=LlmOptions(base.llm.temperature, _own_token_limit(session, defaults)),
+        llm=with_client_fields(
+            replace(base.llm, max_tokens=_own_token_limit(session, defaults)), session
+        ),
         voice=_voice(audio.output or _Output(), defaults["audio"]["output"]),
         stt=_stt(session, defaults, base),
     )

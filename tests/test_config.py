@@ -109,6 +109,21 @@ def test_a_value_of_the_wrong_kind_or_range_names_the_setting():
     assert "engines" in refused(overrides={"engines": "best"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("body", {"messages": []}),
+        ("body", {"stream": False}),
+        ("client_fields", ["top_p", "tools"]),
+        ("headers", {"Host": "x"}),
+        ("client_headers", ["Content-Length"]),
+    ],
+)
+def test_what_the_server_sets_of_a_request_nobody_else_does(name, value):
+    message = refused(overrides={f"llm.{name}": value})
+    assert f"llm.{name}" in message and "itself" in message
+
+
 def test_all_mistakes_are_told_at_once():
     message = refused(overrides={"server.port": -1, "limits.max_calls": 0})
     assert "server.port" in message and "limits.max_calls" in message

@@ -38,6 +38,12 @@ from voice_rtc.errors import ConfigError
 PREFIX = "VOICE_RTC_"
 STT_PROMPT_CHARACTERS = 1000
 """Longest ``stt.prompt``, and longest prompt that a call may bring."""
+OUR_LLM_FIELDS = frozenset(
+    {"messages", "stream", "stream_options", "n", "tools", "tool_choice", "functions"}
+)
+"""Fields of a chat completions request that nobody else sets."""
+OUR_LLM_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection"})
+"""HTTP headers, in lower case, that nobody else sets."""
 _CONFIG_VARIABLE = "VOICE_RTC_CONFIG"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -479,10 +485,47 @@ class LlmSettings(Section):
     """Deadline for the connection."""
     first_token_seconds: Seconds = 15.0
     """Deadline for the first piece of an answer."""
-    gap_seconds: Seconds = 15.0
+    gap_seconds: Seconds = 5.0
     """Longest pause between two pieces of an answer."""
+    hedge_seconds: Seconds | None = 2.0
+    """A request without a first token for so long, and for twice the usual time, gets a twin;
+    whichever answers first is used. Unset: never."""
+    filler: str = "One moment, please."
+    """Said, once in a reply, when the voice has had nothing to say for ``filler_seconds``; empty:
+    nothing. The model is not told of it."""
+    filler_seconds: Seconds = 2.5
+    """Silence within a reply, before its first words too, that is bridged."""
+    keep_alive_seconds: Seconds = 60.0
+    """How long an unused connection to the service is kept."""
+    warm_up: bool = True
+    """Connect to the service, by a small request, when a call begins and when its caller begins to
+    speak, so that the answer does not wait for a handshake."""
+    context_characters: int = Field(48_000, ge=2_000, le=10_000_000)
+    """Longest conversation that the model is sent; past it the oldest turns are left out. A token
+    is some four characters of English and one of Chinese."""
     headers: dict[str, str] = {}
     """Extra HTTP headers."""
+    body: dict[str, Any] = {}
+    """Extra fields of each request, e.g. ``{top_p = 0.9, reasoning_effort = "low"}``."""
+    client_fields: tuple[str, ...] = ()
+    """Fields of the request that a client may set by ``session.update``
+    (``session.voice_rtc.llm.body``), e.g. ``["temperature", "top_p"]``."""
+    client_headers: tuple[str, ...] = ()
+    """HTTP headers of the request that a client may set (``session.voice_rtc.llm.headers``)."""
+
+    @field_validator("body", "client_fields")
+    @classmethod
+    def _leaves_ours(cls, value: Any) -> Any:
+        if ours := sorted(OUR_LLM_FIELDS.intersection(value)):
+            raise ValueError(f"the server sets {', '.join(ours)} itself")
+        return value
+
+    @field_validator("headers", "client_headers")
+    @classmethod
+    def _are_free(cls, value: Any) -> Any:
+        if ours := sorted(name for name in value if name.lower() in OUR_LLM_HEADERS):
+            raise ValueError(f"the server sets {', '.join(ours)} itself")
+        return value
 
 
 class LogSettings(Section):

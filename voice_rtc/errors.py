@@ -253,10 +253,13 @@ class LlmError(EngineError):
     """The language model service answered with an error.
 
     ``code`` is one of ``llm_unauthorized``, ``llm_rate_limited``, ``llm_server_error``,
-    ``llm_unreachable``, ``llm_timeout``, ``llm_stream_cut``, ``llm_bad_request``, ``llm_empty``.
+    ``llm_unreachable``, ``llm_timeout``, ``llm_stream_cut``, ``llm_bad_request``, ``llm_empty``,
+    ``llm_bad_tool_call``, ``llm_context_exceeded``.
     """
 
     code = "llm_error"
+    wait_seconds: float | None = None
+    """What the service asked to wait before another attempt; None: it did not say."""
 
 
 class StateError(VoiceRtcError):

@@ -152,6 +152,22 @@ class Metrics:
         self.speculation_wasted_characters_total = self._counter(
             "speculation_wasted_characters_total", "Of answers that were begun and not used."
         )
+        # language model
+        self.llm_tokens_total = self._counter(
+            "llm_tokens_total", "Tokens that the language model counted, by kind.", "kind"
+        )
+        self.llm_requests_total = self._counter(
+            "llm_requests_total", "Requests to the language model's service, by kind.", "kind"
+        )
+        self.llm_hedges_total = self._counter(
+            "llm_hedges_total", "Second requests beside a late one, by what came of it.", "result"
+        )
+        self.llm_contexts_cut_total = self._counter(
+            "llm_contexts_cut_total", "Answers asked for without the oldest turns of the call."
+        )
+        self.fillers_total = self._counter(
+            "fillers_total", "Replies in which a filler bridged a silence."
+        )
         # media
         self.frames_received_total = self._tally(
             "frames_received", "Audio frames received and decoded."
@@ -221,6 +237,13 @@ class Metrics:
         """Audio takes the way ``path``."""
         for each in ("fast", "stock"):
             self.media_path.labels(each).set(each == path)
+
+    def count_llm_request(self, kind: str) -> None:
+        """See `engines.base.SupportsRequests`."""
+        if kind in ("hedge_won", "hedge_lost"):
+            self.llm_hedges_total.labels(kind.removeprefix("hedge_")).inc()
+        else:
+            self.llm_requests_total.labels(kind).inc()
 
     def render(self) -> bytes:
         """The exposition format for GET /metrics."""

@@ -9,7 +9,8 @@ import pytest
 
 from tests.call.test_call import call, count, speak
 from voice_rtc.call.draft import Draft
-from voice_rtc.engines.base import EngineSet, VoiceOptions
+from voice_rtc.core.spoken import spoken_form
+from voice_rtc.engines.base import EngineSet, Usage, VoiceOptions
 from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
 from voice_rtc.errors import EngineCrashed, LlmError
 
@@ -128,12 +129,12 @@ async def test_nothing_is_begun_for_a_client_that_asks_for_its_answers() -> None
 class Model:
     """A language model that says what it is given, when it is told to go on."""
 
-    def __init__(self, *deltas: str | LlmError) -> None:
+    def __init__(self, *deltas: str | Usage | LlmError) -> None:
         self._deltas = deltas
         self.go_on = asyncio.Semaphore(0)
         self.closed = False
 
-    async def __call__(self) -> AsyncGenerator[str, None]:
+    async def __call__(self) -> AsyncGenerator[str | Usage, None]:
         try:
             for delta in self._deltas:
                 await self.go_on.acquire()
@@ -149,7 +150,7 @@ class Model:
 
 
 def draft_of(model: Model, tts: ToneTts | None) -> Draft:
-    return Draft(model, tts, VoiceOptions(), asyncio.get_running_loop().time)
+    return Draft(model, tts, VoiceOptions(), asyncio.get_running_loop().time, "en")
 
 
 async def begun(model: Model, tts: ToneTts | None, tasks: asyncio.TaskGroup) -> Draft:
@@ -182,6 +183,18 @@ async def test_a_draft_is_taken_over_in_the_middle() -> None:
         assert list(tts.spoken) == ["One two three,"], "made once"
         other = [pcm async for pcm in voice.synthesize("One two three,", VoiceOptions("880"))]
         assert other and len(tts.spoken) == 2, "another voice is another sound"
+
+
+async def test_a_draft_tells_what_it_cost_and_speaks_as_replies_do() -> None:
+    model, tts, cost = Model("It costs $5. ", "Really.", Usage(7, 5)), ToneTts(), Usage(7, 5)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        draft = await begun(model, tts, tasks)
+        model.release(3)
+        assert [each async for each in draft.text()] == ["It costs $5. ", "Really.", cost]
+        assert draft.characters == len("It costs $5. Really.")
+        said = spoken_form("It costs $5.", "en")
+        made = [pcm async for pcm in draft.voice(tts).synthesize(said, VoiceOptions())]
+        assert made and list(tts.spoken) == [said] and "$" not in said
 
 
 async def test_a_cancelled_draft_ends_its_work() -> None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from voice_rtc.core.history import Conversation, Item, Message
+from voice_rtc.core.history import (
+    Conversation,
+    Item,
+    Message,
+    compacted,
+    said_by_user,
+    without_filler,
+)
 from voice_rtc.errors import BadRequest, UnknownItem
 
 
@@ -178,3 +186,139 @@ def test_system_items_keep_their_place():
 def test_a_limit_must_allow_something():
     with pytest.raises(ValueError, match="limit"):
         Conversation(0)
+
+
+# ------------------------------------------------------------------------------ compaction
+
+
+def talk(turns: int, size: int = 100) -> list[Message]:
+    """Instructions and ``turns`` exchanges; each text begins with its number."""
+    messages = [Message("system", "Be kind.")]
+    for turn in range(turns):
+        messages.append(Message("user", f"u{turn} ".ljust(size, ".")))
+        messages.append(Message("assistant", f"a{turn} ".ljust(size, ".")))
+    return [*messages, Message("user", "And now?")]
+
+
+def names(messages: list[Message]) -> list[str]:
+    return [each.content.split(" ")[0] for each in messages]
+
+
+def size(messages: list[Message]) -> int:
+    return sum(len(each.content) for each in messages)
+
+
+def test_a_conversation_that_fits_is_sent_as_it_is():
+    messages = talk(5)
+    assert compacted(messages, 2000) is messages
+
+
+def test_the_oldest_turns_are_left_out_in_pairs_behind_the_instructions():
+    messages = talk(20)
+    told = compacted(messages, 1000)
+    assert size(told) <= 1000
+    assert told[0] == messages[0] and told[1].role == "system" and "left out" in told[1].content
+    assert [each.role for each in told[2:4]] == ["user", "assistant"]
+    assert told[2:] == messages[-len(told[2:]) :], "what is kept is the newest part, whole"
+
+
+def test_what_is_being_said_is_never_left_out():
+    messages = said_by_user(talk(20), "And what comes now?")
+    told = compacted(messages, 1000)
+    assert told[-1] == messages[-1] and told[-1].content.endswith("And what comes now?")
+    assert len(told) < len(messages) and size(told) <= 1000
+
+
+def test_as_much_is_kept_as_a_step_allows():
+    assert size(compacted(talk(20), 1000)) > 1000 - 1000 // 4 - 200
+
+
+def test_the_cut_moves_rarely_so_that_services_can_reuse_their_work():
+    cuts = [names(compacted(talk(turns), 2000))[2] for turns in range(10, 60)]
+    assert len(set(cuts)) <= 50 * 200 // 500 + 1
+    assert cuts == sorted(cuts, key=lambda name: int(name[1:])), "never back"
+
+
+def test_the_newest_words_of_the_caller_are_never_left_out():
+    messages = [*talk(3)[:-1], Message("user", "x" * 5000)]
+    told = compacted(messages, 1000)
+    assert names(told[:2]) == ["Be", "Earlier"] and told[2:] == messages[-1:]
+    only = [Message("system", "y" * 5000), Message("user", "x")]
+    assert compacted(only, 1000) is only
+
+
+def test_what_follows_the_newest_words_is_kept():
+    messages = [*talk(9), Message("assistant", "Yes?")]
+    assert names(compacted(messages, 1000))[-2:] == ["And", "Yes?"]
+
+
+def test_notes_of_the_client_stay_where_they_can():
+    note = Message("system", "The caller's name is Ann.")
+    messages = talk(20)
+    messages.insert(3, note)
+    told = compacted(messages, 1000)
+    assert note in told and size(told) <= 1000
+    notes = [Message("system", f"n{number} ".ljust(300, ".")) for number in range(9)]
+    told = compacted([*talk(2)[:-1], *notes, Message("user", "And now?")], 1000)
+    assert names(told) == ["Be", "Earlier", "n6", "n7", "n8", "And"]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_the_conversation_the_rules_hold(seed):
+    random = np.random.default_rng(seed)
+    roles = ("user", "assistant", "system")
+    messages = [
+        Message(
+            roles[int(random.choice(3, p=[0.45, 0.45, 0.1]))], "w" * int(random.integers(1, 90))
+        )
+        for _ in range(int(random.integers(1, 120)))
+    ]
+    limit = int(random.integers(100, 3000))
+    told = compacted(messages, limit)
+    if size(messages) <= limit:
+        assert told is messages
+        return
+    users = [each for each in messages if each.role == "user"]
+    tail = messages[messages.index(users[-1]) :] if users else messages[-1:]
+    bare = size(told[:2]) + size(tail)
+    assert size(told) <= max(limit, bare)
+    assert not users or users[-1] in told
+    left = iter(messages)
+    rest = [each for each in told if "left out" not in each.content]
+    assert all(any(each is other for other in left) for each in rest), "in order, none twice"
+
+
+# ---------------------------------------------------------------------------------- filler
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("One moment, please. It is ten.", "It is ten."),
+        ("It is. One moment, please. Ten.", "It is. Ten."),
+        ("One moment, please.", ""),
+        ("One moment,", ""),
+        ("It is. One", "It is."),
+        ("It is ten.", "It is ten."),
+        ("Not everyOne", "Not everyOne"),
+        ("", ""),
+    ],
+)
+def test_the_llm_is_not_told_of_fillers(text, left):
+    assert without_filler(text, "One moment, please.") == left
+
+
+def test_a_filler_of_which_alone_something_was_heard_is_no_turn():
+    conversation = filled(user("a", "one"), agent("b", None), user("c", "two"))
+    conversation.update("b", filler="One moment, please.")
+    conversation.truncate("b", "One moment,", 700)
+    assert conversation.messages("") == [Message("user", "one two")]
+    assert conversation.get("b").text == "One moment,", "the client is told what was heard"
+
+
+def test_a_reply_after_a_filler_is_told_without_it():
+    conversation = filled(user("a", "one"), agent("b", "One moment, please. It is ten o'clock"))
+    conversation.update("b", filler="One moment, please.")
+    assert conversation.messages("")[-1] == Message("assistant", "It is ten o'clock")
+    conversation.truncate("b", "One moment, please. It is", 1700)
+    assert conversation.messages("")[-1] == Message("assistant", "It is—")

@@ -35,6 +35,14 @@ def test_a_first_clause_is_not_too_short():
     assert split("Well, yes, of course it is.", first_clause_min_characters=4)[0] == "Well,"
 
 
+def test_a_first_clause_of_wide_characters_is_soon_enough():
+    assert split("今天天气很好，我们去公园吧。好吗？") == [
+        "今天天气很好，",
+        "我们去公园吧。",
+        "好吗？",
+    ]
+
+
 def test_a_first_sentence_is_a_piece_however_short():
     assert split("Yes. It is.") == ["Yes.", "It is."]
 
@@ -73,6 +81,35 @@ def test_a_sentence_comes_as_soon_as_the_next_character_is_there():
         "Meet me on Jan. 5 please.",
         "So it's 3:30 now.",
         "Write to a.b@c.de today.",
+        "It costs $3.50, or 3,50 € elsewhere.",
+        "Pi is 3.14159 or so.",
+        "Get v2.0.1 or Python 3.12 today.",
+        "Call +1 555.123.4567 now.",
+        "That is, i.e. this, e.g. that.",
+        "C. S. Lewis and the D.C. area.",
+        "Wait… what is it?",
+        "So... um... yes.",
+        '"Really?" she asked.',
+        "'Stop!' he cried.",
+        "“Is it?” they said.",
+        "“He said ‘no.’” and left.",
+        "(It is so.) he added.",
+        "Use min. 5 and max. 10 of them.",
+        "It is approx. 5 km.",
+        "Fig. 3 and vol. 2 show it.",
+        "Smith et al. found it.",
+        "U.S.A. today.",
+        "Apple Inc. announced it.",
+        "Use .NET or node.js now.",
+        "Section 3.2.1 says so.",
+        "Mr. and Mrs. Smith came.",
+        "El Sr. García vino.",
+        "On 5. Mai 2026 beginnt es.",
+        "Am 24. Dezember ist Feier.",
+        "Das war am 5. und nicht später.",
+        "Nr. 5 lebt, d. h. das.",
+        "C'est M. Dupont.",
+        "He got 5 ft. 3 and left.",
     ],
 )
 def test_not_every_full_stop_ends_a_sentence(sentence):
@@ -93,6 +130,26 @@ def test_not_every_full_stop_ends_a_sentence(sentence):
         ("- Eggs\n- Milk", ["- Eggs", "- Milk"]),
         ("你好。我很好！你呢？", ["你好。", "我很好！", "你呢？"]),
         ("One\n\nTwo", ["One", "Two"]),
+        ("I met Max. He is nice.", ["I met Max.", "He is nice."]),
+        ("We have 3. Then 4.", ["We have 3.", "Then 4."]),
+        ("So it is 5. 6 is more.", ["So it is 5.", "6 is more."]),
+        ("Great! 😀 Next.", ["Great!", "😀 Next."]),
+        ("# Title\nText here.", ["# Title", "Text here."]),
+        ("1) One\n2) Two", ["1) One", "2) Two"]),
+        ("a. One\nb. Two", ["a. One", "b. Two"]),
+        ("- a\n  - b", ["- a", "- b"]),
+        ("It is:\n\n* **A**: x.\n* **B**: y.", ["It is:", "* **A**: x.", "* **B**: y."]),
+        ("```py\nx = 1.5\n```\nDone.", ["```py", "x = 1.5", "```\nDone."]),
+        ('He said: "No." Then: "Yes."', ['He said: "No."', 'Then: "Yes."']),
+        ("(One.) (Two.)", ["(One.)", "(Two.)"]),
+        ("She said “he said ‘no.’” Then left.", ["She said “he said ‘no.’”", "Then left."]),
+        ("First... Second.", ["First...", "Second."]),
+        ("Привет. Как дела?", ["Привет.", "Как дела?"]),
+        ("¿Cómo estás? ¡Bien!", ["¿Cómo estás?", "¡Bien!"]),
+        ("他说：“你好。”然后走了。", ["他说：“你好。”", "然后走了。"]),
+        ("「はい。」次。", ["「はい。」", "次。"]),
+        ("नमस्ते। कैसे हैं?", ["नमस्ते।", "कैसे हैं?"]),
+        ("مرحبا؟ نعم۔ شكرا.", ["مرحبا؟", "نعم۔", "شكرا."]),
     ],
 )
 def test_where_sentences_end(text, pieces):
@@ -129,7 +186,8 @@ def test_after_a_flush_nothing_is_left():
 PARTS = [
     "Hello", "there", "Dr.", "e.g.", "U.S.", "3.5", "1,000", "well,", "so:", "...", "…", "Yes.",
     "No.", "Really?", "wait!", "—", "I", "a", "http://a.b/c.", "(see", "below).", '"Stop."', "**",
-    "p.m.", "etc.", "5", "你好。", "是，", "\n", "\n\n", "1.", "- ", "😀", "x" * 60, "",
+    "p.m.", "etc.", "24.", "Dezember", "De", "zember", "(so.)", "”", "Max.", "5", "你好。", "是，",
+    "\n", "\n\n", "1.", "- ", "😀", "x" * 60, "",
 ]  # fmt: skip
 
 
@@ -170,7 +228,27 @@ def _runs(text: str) -> list[str]:
         ("snake_case_name", "snake_case_name"),
         ("I <b>am</b> here", "I am here"),
         ("3 < 5 and 7 > 2", "3 < 5 and 7 > 2"),
-        ("| a | b |\n|---|---|\n| 1 | 2 |", "a b 1 2"),
+        ("| a | b |\n|---|---|\n| 1 | 2 |", "a, b 1, 2"),
+        ("a | b", "a, b"),
+        ("***both*** and **a *b* c**", "both and a b c"),
+        ("Title\n=====\nText", "Title Text"),
+        ("- - [x] *a*", "a"),
+        ("1) one", "1) one"),
+        ("It is so【4:0†source】 [1], see [^2].", "It is so, see."),
+        ("[the text][ref] [2]", "the text"),
+        ("It is so.[1][2] [12] Yes[^3]!", "It is so. Yes!"),
+        ("a[1] = b[i]", "a[1] = b[i]"),
+        ("[link](http://a.b/c_(d)) on", "link on"),
+        ("on<!-- not\nthis -->off", "on off"),
+        (r"\*not bold\*, a\_b", "not bold, a_b"),
+        ("R&amp;D &quot;x&quot;&nbsp;y", 'R&D "x" y'),
+        ("Hi :-) there ;) I <3 it :D", "Hi there I it"),
+        ("at 3:30 (see: a)", "at 3:30 (see: a)"),
+        ("home → work => bed", "home, work, bed"),
+        ("├── src", "src"),
+        ("Acme™ and ©", "Acme and"),
+        ("==high==", "high"),
+        ("C# and F#, #tag, @name", "C# and F#, #tag, @name"),
         ("Great 😀!", "Great!"),
         ("👩‍👩‍👧 family 1️⃣ 🇩🇪", "family 1"),
         ("10 °C for 5 €, naïve café", "10 °C for 5 €, naïve café"),

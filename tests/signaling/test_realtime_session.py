@@ -61,7 +61,8 @@ class Client:
         self.server = settings
         self.defaults = session_of(settings, tts or ToneTts(), stt)
         self.session = self.defaults
-        self.terms = Terms(self.defaults, settings.limits, stt or ScriptedStt().info)
+        ear = stt or ScriptedStt().info
+        self.terms = Terms(self.defaults, settings.limits, ear, settings.llm)
         self.largest = self.terms.largest_bytes
 
     @property
@@ -362,6 +363,67 @@ def test_inf_and_null_give_the_configured_length_back(client: Client) -> None:
 @pytest.mark.parametrize("value", [0, -1, 1.5, "7", "many", True, [], {}])
 def test_other_lengths_are_refused(client: Client, value: Any) -> None:
     assert client.refusal(max_output_tokens=value) == "invalid_value"
+
+
+def llm(**given: Any) -> dict[str, Any]:
+    return {"voice_rtc": {"llm": given}}
+
+
+def open_client() -> Client:
+    allowed = {"client_fields": ("temperature", "top_p"), "client_headers": ("X-Tenant",)}
+    return Client(Settings(llm=allowed))
+
+
+def test_a_client_may_set_the_fields_that_the_operator_names() -> None:
+    client = open_client()
+    settings = client.update(**llm(body={"top_p": 0.5}, headers={"x-tenant": "a b"}))
+    assert settings.llm == LlmOptions(body={"top_p": 0.5}, headers={"x-tenant": "a b"})
+    settings = client.update(**llm(body={"temperature": 0}))
+    assert settings.llm.body == {"top_p": 0.5, "temperature": 0}, "laid over what was there"
+    settings = client.update(max_output_tokens=7)
+    assert settings.llm.max_tokens == 7 and settings.llm.headers == {"x-tenant": "a b"}
+
+
+def test_null_gives_the_servers_own_fields_back() -> None:
+    client = open_client()
+    client.update(**llm(body={"top_p": 0.5, "temperature": 1}))
+    assert client.update(**llm(body={"top_p": None})).llm.body == {"temperature": 1}
+    assert client.update(**llm(body=None)).llm.body == {}
+    assert client.update(voice_rtc=None).llm == LlmOptions()
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "param"),
+    [
+        ({"body": {"model": "x"}}, "llm_field_not_allowed", ".llm.body.model"),
+        ({"body": {"messages": []}}, "llm_field_not_allowed", ".llm.body.messages"),
+        (
+            {"headers": {"Authorization": "x"}},
+            "llm_header_not_allowed",
+            ".llm.headers.authorization",
+        ),
+        ({"headers": {"X-Tenant": "a\r\nb: c"}}, "invalid_value", ".llm.headers.X-Tenant"),
+        ({"headers": {"X-Tenant": "ä"}}, "invalid_value", ".llm.headers.X-Tenant"),
+        ({"headers": {"X-Tenant": 5}}, "invalid_value", ".llm.headers.X-Tenant"),
+        ({"headers": {"X-Tenant": "x" * 1001}}, "invalid_value", ".llm.headers.X-Tenant"),
+        ({"url": "http://x"}, "llm_unknown_field", ".llm.url"),
+        ({"body": [1]}, "invalid_type", ".llm.body"),
+        ({"headers": "x"}, "invalid_type", ".llm.headers"),
+    ],
+)
+def test_other_fields_of_the_request_are_refused(given: Any, code: str, param: str) -> None:
+    error = open_client().refused(**llm(**given))
+    assert (error.code, error.param) == (code, f"session.voice_rtc{param}")
+
+
+def test_the_refusal_names_what_may_be_set() -> None:
+    assert "temperature, top_p" in str(open_client().refused(**llm(body={"seed": 1})))
+    assert "nothing" in str(Client().refused(**llm(body={"seed": 1})))
+
+
+@pytest.mark.parametrize("given", [5, "x", [], {"llm": 5}, {"llm": "x"}])
+def test_what_is_no_object_is_refused(given: Any) -> None:
+    assert open_client().refusal(voice_rtc=given) == "invalid_type"
 
 
 def test_null_gives_instructions_and_modalities_back(client: Client) -> None:

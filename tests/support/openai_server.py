@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -13,10 +13,19 @@ from aiohttp import web
 Mode = Literal[
     "ok",  # streams the reply word by word
     "slow",  # acquires `go_on` before each word
+    "400",
     "401",
     "429",
     "500",
     "500 once",
+    "429 once",  # and says when to come back
+    "reset once",  # closes the connection without an answer
+    "late once",  # never answers the first request
+    "tools",  # sends `tool_calls` too
+    "small",  # a model with room for `room` characters
+    "raw",  # sends `raw`, then the answer
+    "empty",  # ends without a word
+    "nothing",  # ends without a word, a reason or a count
     "no usage",  # 400 when stream_options are sent
     "cut",  # closes the connection in the middle of the answer
     "garbled",  # sends something that is not JSON
@@ -38,6 +47,14 @@ class OpenAiServer:
         self.requests: list[dict[str, Any]] = []
         """Bodies of the chat completion requests."""
         self.authorizations: list[str] = []
+        self.headers: list[Mapping[str, str]] = []
+        self.connections: list[str] = []
+        """Client address of each request, warm-ups too; equal ones came on one connection."""
+        self.warm_ups = 0
+        self.raw = ""
+        self.room = 0
+        self.tool_calls: list[dict[str, Any]] = []
+        """Pieces of ``delta.tool_calls``, sent before the text in mode ``tools``."""
         self.go_on = asyncio.Semaphore(0)
         self.gone = asyncio.Event()
         """Set when a client closed its connection before its answer was complete."""
@@ -48,6 +65,12 @@ class OpenAiServer:
         body = await request.json()
         self.requests.append(body)
         self.authorizations.append(request.headers.get("Authorization", ""))
+        self.headers.append(request.headers)
+        self.connections.append(_client(request))
+        if self.mode == "reset once" and request.transport is not None:
+            self.mode = "ok"
+            request.transport.abort()
+            return web.Response()
         if (refusal := self._refusal(body)) is not None:
             return refusal
         try:
@@ -56,31 +79,48 @@ class OpenAiServer:
             self.gone.set()
             raise
 
-    async def models(self, _request: web.Request) -> web.Response:
-        """GET /v1/models."""
+    async def models(self, request: web.Request) -> web.Response:
+        """GET /v1/models, and HEAD."""
+        if request.method == "HEAD":
+            self.warm_ups += 1
+            self.connections.append(_client(request))
         return web.json_response({"object": "list", "data": []})
 
     def _refusal(self, body: dict[str, Any]) -> web.Response | None:
         if self.mode == "500 once":
             self.mode = "ok"
             return _error(500, "try again")
+        if self.mode == "429 once":
+            self.mode = "ok"
+            return _error(429, "not so fast", {"Retry-After": "0.05"})
+        if self.mode == "small" and _length(body) > self.room:
+            message = "This model's maximum context length is 9 tokens."
+            return _error(400, message, code="context_length_exceeded")
         if self.mode == "no usage" and "stream_options" in body:
             return _error(400, "unknown parameter stream_options")
-        if self.mode in ("401", "429", "500"):
+        if self.mode in ("400", "401", "429", "500"):
             return _error(int(self.mode), f"status {self.mode}")
         return None
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if self.mode == "hang":
+        if self.mode in ("hang", "late once"):
+            self.mode = "hang" if self.mode == "hang" else "ok"
             await asyncio.Event().wait()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await _send(response, _chunk({"role": "assistant", "content": ""}))
-        for number, word in enumerate(self.reply.split(" ")):
+        if self.mode == "raw":
+            await response.write(f"data: {self.raw}\n\n".encode())
+        if self.mode == "tools":
+            for piece in self.tool_calls:
+                await _send(response, _chunk({"tool_calls": [piece]}))
+        words = [] if self.mode in ("empty", "nothing") else self.reply.split(" ")
+        for number, word in enumerate(words):
             await self._before_word(request, response, number)
             await _send(response, _chunk({"content": word if number == 0 else f" {word}"}))
-        await _send(response, _chunk({}, finish_reason="stop"))
-        if "stream_options" in body:
+        if self.mode != "nothing":
+            await _send(response, _chunk({}, finish_reason="stop"))
+        if "stream_options" in body and self.mode != "nothing":
             usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
             await _send(response, {**_chunk({}), "choices": [], "usage": usage})
         await response.write(b"data: [DONE]\n\n")
@@ -145,5 +185,17 @@ def _chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str,
     }
 
 
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response({"error": {"message": message}}, status=status)
+def _error(
+    status: int, message: str, headers: dict[str, str] | None = None, code: str | None = None
+) -> web.Response:
+    error = {"message": message, "code": code}
+    return web.json_response({"error": error}, status=status, headers=headers)
+
+
+def _length(body: dict[str, Any]) -> int:
+    return sum(len(each["content"]) for each in body["messages"])
+
+
+def _client(request: web.Request) -> str:
+    host, port = request.transport.get_extra_info("peername")[:2] if request.transport else ("", 0)
+    return f"{host}:{port}"

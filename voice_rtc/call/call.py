@@ -55,6 +55,7 @@ from voice_rtc.core.turns import (
     StartReply,
     TurnMachine,
 )
+from voice_rtc.engines.base import Usage
 from voice_rtc.errors import (
     AdmissionError,
     BadRequest,
@@ -219,6 +220,7 @@ class Call:
                 "transcripts": hearing.read_transcripts(self._handle),
                 "signals": self._read_signals(),
                 "greeting": self._greet(),
+                "warm-up": self._replies.warm_up(),
             }
             async with asyncio.TaskGroup() as tasks:
                 for name, coroutine in work.items():
@@ -299,7 +301,7 @@ class Call:
         if not text:
             return
 
-        async def greeting() -> AsyncGenerator[str, None]:
+        async def greeting() -> AsyncGenerator[str | Usage, None]:
             yield text
 
         if self._turns.floor is Floor.IDLE:  # nobody is greeted in the middle of a word
@@ -560,6 +562,7 @@ class Call:
             case OpenUtterance(utterance, continues):
                 hearing.open(utterance, continues)
                 self._replies.speculating.open()
+                self._context.spawn(self._replies.warm_up(), "warm-up")
             case DiscardUtterance(utterance, what):
                 hearing.discard(utterance)
                 self._replies.speculating.drop("withdrawn")

@@ -80,6 +80,12 @@ class CallContext:
         self.end: Callable[[str], None] = self._unset
         """Asks the call to end, with a reason."""
 
+    @property
+    def language(self) -> str:
+        """Code of the language that is spoken; empty: not known."""
+        asked = self.settings.stt.language
+        return self.ports.settings.stt.language if asked is None else asked
+
     def now(self) -> float:
         """Seconds since the offer."""
         return self.loop.time() - self.born

@@ -14,7 +14,8 @@ from typing import Generic, TypeVar
 
 from voice_rtc.core.audio import Pcm
 from voice_rtc.core.sentences import SentenceSplitter, speakable
-from voice_rtc.engines.base import EngineInfo, TtsEngine, VoiceOptions
+from voice_rtc.core.spoken import spoken_form
+from voice_rtc.engines.base import EngineInfo, TtsEngine, Usage, VoiceOptions
 from voice_rtc.errors import EngineError
 
 T = TypeVar("T")
@@ -30,17 +31,19 @@ class Draft:
 
     def __init__(
         self,
-        source: Callable[[], AsyncGenerator[str, None]],
+        source: Callable[[], AsyncGenerator[str | Usage, None]],
         tts: TtsEngine | None,
         options: VoiceOptions,
         clock: Callable[[], float],
+        language: str = "",
     ) -> None:
         """``tts`` None: text only."""
         self._source = source
         self._tts = tts
         self._options = options
         self._clock = clock
-        self._deltas: _Record[str] = _Record()
+        self._language = language
+        self._deltas: _Record[str | Usage] = _Record()
         self._sound: _Record[Pcm] = _Record()
         self._first_piece: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._taken = asyncio.Event()
@@ -66,7 +69,7 @@ class Draft:
             if not self._first_piece.done():  # there is nothing to say
                 speaking.cancel()
 
-    async def text(self) -> AsyncGenerator[str, None]:
+    async def text(self) -> AsyncGenerator[str | Usage, None]:
         """The answer from its beginning, as it comes. Raises what the language model raised."""
         self._taken.set()
         async for delta in self._deltas.follow():
@@ -93,8 +96,10 @@ class Draft:
         try:
             async with aclosing(self._source()) as deltas:
                 async for delta in deltas:
-                    self.first_token = self.first_token or self._clock()
                     self._deltas.add(delta)
+                    if isinstance(delta, Usage):
+                        continue
+                    self.first_token = self.first_token or self._clock()
                     self.characters += len(delta)
                     self._offer(splitter.feed(delta))
                     if self.characters > _MOST_CHARACTERS:
@@ -106,7 +111,7 @@ class Draft:
 
     def _offer(self, pieces: list[str]) -> None:
         if pieces and not self._first_piece.done():
-            self._first_piece.set_result(speakable(pieces[0]))
+            self._first_piece.set_result(spoken_form(speakable(pieces[0]), self._language))
 
     async def _speak(self) -> None:
         piece = await self._first_piece

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from voice_rtc.core.playout import Heard
+from voice_rtc.engines.base import Usage
 from voice_rtc.errors import VoiceRtcError
 
 
@@ -112,6 +113,8 @@ class ReplyInterrupted:
     audible: bool
     reason: str
     """``barge_in``, ``resumed`` (the caller went on before it was heard) or ``cancelled``."""
+    usage: Usage | None = None
+    """What its text cost; None when that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,8 @@ class ReplyFinished:
     text: str
     audible: bool
     error: VoiceRtcError | None = None
+    usage: Usage | None = None
+    """What its text cost; None when that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

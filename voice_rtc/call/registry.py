@@ -17,7 +17,7 @@ from voice_rtc.call.state import AS_IT_COMES, CallState, LineWish
 from voice_rtc.config import Settings
 from voice_rtc.core.connecting import ConnectingRules, room_for
 from voice_rtc.core.latency import RecentTurns
-from voice_rtc.engines.base import EngineSet
+from voice_rtc.engines.base import EngineSet, SupportsRequests
 from voice_rtc.errors import (
     Draining,
     EnginesLoading,
@@ -80,6 +80,8 @@ class CallRegistry:
         memory: MemorySource = read_machine,
     ) -> AsyncIterator[SttPool]:
         """The engines are ready: calls can be admitted inside this block."""
+        if isinstance(engines.llm, SupportsRequests):
+            engines.llm.on_request = self._metrics.count_llm_request
         async with SttPool(self._settings, engines, self._metrics, gpus, memory).running() as pool:
             pool.supervisor.on_step = self._announce_step
             pool.supervisor.governor.media_path_stock = self._media_path.reason

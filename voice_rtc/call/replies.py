@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from secrets import token_hex
 
@@ -15,11 +16,11 @@ from voice_rtc.call.reply import Reply, TextSource, Voice, perform
 from voice_rtc.call.speaker import Speaker
 from voice_rtc.call.speculating import Begun, Speculating
 from voice_rtc.call.state import ReplyWishes
-from voice_rtc.core.history import Item, said_by_user
+from voice_rtc.core.history import Item, Message, characters, compacted, said_by_user
 from voice_rtc.core.latency import Point
 from voice_rtc.core.turns import ReplyAudible, ReplyDone
-from voice_rtc.engines.base import LlmOptions, TextDelta
-from voice_rtc.errors import EngineError
+from voice_rtc.engines.base import SupportsWarmUp, TextDelta, Usage
+from voice_rtc.errors import EngineError, LlmError
 
 _NOT_UNDERSTOOD = "Sorry, I could not understand that. Please say it again."
 _GO_ON = "Sorry, please go on."
@@ -31,7 +32,7 @@ _LAST_WORDS_SECONDS = 1.0
 _QUESTION_MARKS = ("?", "？", "؟")
 
 
-async def _words(text: str) -> AsyncGenerator[str, None]:
+async def _words(text: str) -> AsyncGenerator[str | Usage, None]:
     yield text
 
 
@@ -53,14 +54,21 @@ class Replies:
         self.speculating = Speculating(context, partial(self.answer, None), can_speak)
         self._figures = Figures(context)
         self._was_cut = False
+        self._longest = settings.llm.context_characters
         self.unsettled: Callable[[], list[CallerTurn]] = list
         """Committed turns whose text is still to come."""
         self.created = 0
         """Replies begun so far."""
 
+    async def warm_up(self) -> None:
+        """Have the language model ready for a request soon, where that can be done."""
+        llm = self._context.ports.engines.llm
+        if isinstance(llm, SupportsWarmUp):
+            await llm.warm_up()
+
     async def answer(
         self, wishes: ReplyWishes | None = None, said: str = ""
-    ) -> AsyncGenerator[str, None]:
+    ) -> AsyncGenerator[str | Usage, None]:
         """The language model's answer to the conversation as it stands.
 
         ``said`` is what the caller says just now and is not yet part of it.
@@ -70,15 +78,46 @@ class Replies:
         if wishes is not None and wishes.instructions is not None:
             instructions = wishes.instructions
         if wishes is not None and wishes.max_tokens is not None:
-            options = LlmOptions(options.temperature, wishes.max_tokens)
-        messages = context.conversation.messages(instructions)
+            options = replace(options, max_tokens=wishes.max_tokens)
+        while True:
+            told = self._told(instructions, said)
+            stream = context.ports.engines.llm.stream(told, options)
+            try:
+                async with aclosing(stream) as answer:
+                    async for event in answer:
+                        if isinstance(event, TextDelta):
+                            yield event.text
+                        elif isinstance(event, Usage):
+                            self._count(event)
+                            yield event
+                return
+            except LlmError as error:
+                if error.code != "llm_context_exceeded" or not self._shorten(told):
+                    raise
+
+    def _told(self, instructions: str, said: str) -> list[Message]:
+        """The conversation, with what was ``said`` after it, as far as the model has room."""
+        messages = self._context.conversation.messages(instructions)
         if said:
             messages = said_by_user(messages, said)
-        stream = context.ports.engines.llm.stream(messages, options)
-        async with aclosing(stream) as answer:
-            async for event in answer:
-                if isinstance(event, TextDelta):
-                    yield event.text
+        told = compacted(messages, self._longest)
+        if told is not messages:
+            self._context.metrics.llm_contexts_cut_total.inc()
+        return told
+
+    def _shorten(self, told: list[Message]) -> bool:
+        """The model has less room than was set: half of ``told`` from now on, if it can be cut."""
+        half = characters(told) // 2
+        if len(compacted(told, half)) == len(told):
+            return False
+        self._longest = half
+        self._context.log.warning("llm_context_shortened", characters=half)
+        return True
+
+    def _count(self, usage: Usage) -> None:
+        tokens = self._context.metrics.llm_tokens_total
+        tokens.labels("input").inc(usage.input_tokens)
+        tokens.labels("output").inc(usage.output_tokens)
 
     # -------------------------------------------------------------- actions
 
@@ -142,7 +181,11 @@ class Replies:
                 return
             self._create(reply, self._is_spoken(reply))  # who asked for it waits for its end
         context.truncate_item(reply.item_id, heard.text, round(heard.seconds * 1000))
-        context.emit(events.ReplyInterrupted(reply.id, reply.item_id, heard, reply.audible, reason))
+        context.emit(
+            events.ReplyInterrupted(
+                reply.id, reply.item_id, heard, reply.audible, reason, reply.usage
+            )
+        )
         self._figures.close(turn, reply, cut=reason)
 
     def mark_audible(self, number: int) -> None:
@@ -168,7 +211,9 @@ class Replies:
             reply.item_id, text=reply.text, status="completed", heard_ms=heard_ms
         )
         self._context.emit(
-            events.ReplyFinished(reply.id, reply.item_id, reply.text, reply.audible, reply.error)
+            events.ReplyFinished(
+                reply.id, reply.item_id, reply.text, reply.audible, reply.error, reply.usage
+            )
         )
         self._figures.close(turn, reply)
 
@@ -197,15 +242,15 @@ class Replies:
             source = partial(_words, words)
         spoken = self._is_spoken(reply)
         self._create(reply, spoken)
-        tts = context.ports.engines.tts if spoken else None
+        voice = self._voice(spoken)
         if draft is None:
             self._ask(reply.number, context.now())
         else:
             self._ask(reply.number, draft.began)
-            source, tts = draft.text, draft.voice(tts) if tts is not None else None
-            reply.draft = draft
+            reply.draft, source = draft, draft.text
+            voice = replace(voice, tts=draft.voice(voice.tts) if voice.tts is not None else None)
         try:
-            await perform(reply, source, Voice(tts, context.settings.voice, self.speaker), self)
+            await perform(reply, source, voice, self)
         finally:
             if draft is not None:
                 draft.cancel()
@@ -223,6 +268,17 @@ class Replies:
             return self.speculating.keep(begun)
         self.speculating.give_up(begun, result)
         return None
+
+    def _voice(self, spoken: bool) -> Voice:
+        context, llm = self._context, self._context.ports.settings.llm
+        return Voice(
+            context.ports.engines.tts if spoken else None,
+            context.settings.voice,
+            self.speaker,
+            context.language,
+            llm.filler,
+            llm.filler_seconds,
+        )
 
     async def _settled(self, turns: list[CallerTurn]) -> None:
         """Wait for the text of ``turns``, and of those that are committed meanwhile."""
@@ -269,6 +325,10 @@ class Replies:
     def reply_text(self, reply: Reply, delta: str) -> None:
         if reply.number in self._replies:
             self._context.emit(events.ReplyText(reply.id, reply.item_id, delta))
+
+    def reply_filler(self, reply: Reply, filler: str) -> None:
+        self._context.metrics.fillers_total.inc()
+        self._context.set_item(reply.item_id, filler=filler)
 
     def reply_failed(self, reply: Reply, engine: str, error: EngineError) -> None:
         self._context.count_failure(engine, error)

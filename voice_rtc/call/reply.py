@@ -20,11 +20,12 @@ from voice_rtc.call.speaker import Speaker
 from voice_rtc.call.state import ReplyWishes
 from voice_rtc.core.audio import SEND_RATE_HZ, Samples
 from voice_rtc.core.sentences import SentenceSplitter, speakable
-from voice_rtc.engines.base import TtsEngine, VoiceOptions
+from voice_rtc.core.spoken import spoken_form
+from voice_rtc.engines.base import TtsEngine, Usage, VoiceOptions
 from voice_rtc.errors import EngineError, LlmError
 
-TextSource = Callable[[], AsyncGenerator[str, None]]
-"""Starts a stream of text; closing it ends the work behind it."""
+TextSource = Callable[[], AsyncGenerator[str | Usage, None]]
+"""Starts a stream of text, and what it cost; closing it ends the work behind it."""
 
 # Text runs far ahead of speech; past this many pieces the producer waits for the voice.
 _PIECES_AHEAD = 64
@@ -58,6 +59,8 @@ class Reply:
     audible: bool = False
     draft: Draft | None = None
     """That it took over."""
+    usage: Usage | None = None
+    """What the text cost, where the language model told."""
     error: EngineError | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -77,6 +80,10 @@ class ReplyListener(Protocol):
         """The voice delivered its first samples."""
         ...
 
+    def reply_filler(self, reply: Reply, filler: str) -> None:
+        """Nothing came for so long that ``filler`` is about to be said."""
+        ...
+
     def reply_failed(self, reply: Reply, engine: str, error: EngineError) -> None:
         """An engine failed; the reply goes on as well as it can."""
         ...
@@ -89,6 +96,11 @@ class Voice:
     tts: TtsEngine | None
     options: VoiceOptions
     speaker: Speaker
+    language: str = ""
+    """Code of the language that is spoken; empty: not known."""
+    filler: str = ""
+    """Said, once, when there was nothing to say for ``filler_seconds``; empty: nothing."""
+    filler_seconds: float = 2.5
 
 
 async def perform(reply: Reply, source: TextSource, voice: Voice, listener: ReplyListener) -> None:
@@ -108,24 +120,31 @@ async def _produce(
     listener: ReplyListener,
 ) -> None:
     splitter = SentenceSplitter()
-    started = False
+    started = said = False
+    failure: EngineError | None = None
     try:
         async with aclosing(source()) as deltas:
             async for delta in deltas:
+                if isinstance(delta, Usage):
+                    reply.usage = delta
+                    continue
                 if not started:
                     started = True
                     listener.reply_first_token(reply)
                 for piece in splitter.feed(delta):
+                    said = True
                     await pieces.put(piece)
-            if not started:
-                raise LlmError("the language model gave an empty answer", code="llm_empty")
     except EngineError as error:
-        reply.error = error
-        listener.reply_failed(reply, "llm", error)
-    for piece in splitter.flush():
+        failure = error
+    rest = splitter.flush()
+    if not (said or rest or failure):  # white space is no answer either
+        failure = LlmError("the language model gave an empty answer", code="llm_empty")
+    if failure is not None:
+        reply.error = failure
+        listener.reply_failed(reply, "llm", failure)
+        rest = [*rest, _APOLOGIES.get(failure.code, _APOLOGY)]
+    for piece in rest:
         await pieces.put(piece)
-    if reply.error is not None:
-        await pieces.put(_APOLOGIES.get(reply.error.code, _APOLOGY))
     await pieces.put(None)
 
 
@@ -139,23 +158,45 @@ class _Mouth:
         self._resampler: soxr.ResampleStream | None = None
         self._silent = voice.tts is None
         self._heard_from_tts = False
+        self._may_fill = bool(voice.filler) and voice.tts is not None
 
     async def speak(self, pieces: asyncio.Queue[str | None]) -> None:
-        while (piece := await pieces.get()) is not None:
-            delta = piece if not self._reply.text else f" {piece}"
-            self._reply.text += delta
-            self._listener.reply_text(self._reply, delta)
-            await self._say(piece, delta)
+        while (piece := await self._next(pieces)) is not None:
+            await self._utter(piece)
         if self._resampler is not None:
             await self._write(self._resampler.resample_chunk(np.zeros(0, np.int16), last=True))
 
+    async def _next(self, pieces: asyncio.Queue[str | None]) -> str | None:
+        """The next piece; the silence until it comes is bridged once in a reply."""
+        while self._may_fill:
+            try:
+                silent_at = self._voice.speaker.buffered_seconds
+                async with asyncio.timeout(silent_at + self._voice.filler_seconds):
+                    return await pieces.get()
+            except TimeoutError:
+                if not self._voice.speaker.buffered_seconds:  # else the reply stood still
+                    await self._fill()
+        return await pieces.get()
+
+    async def _fill(self) -> None:
+        self._may_fill = False
+        if not self._silent:  # what is only shown needs no bridge
+            self._listener.reply_filler(self._reply, self._voice.filler)
+            await self._utter(self._voice.filler)
+
+    async def _utter(self, piece: str) -> None:
+        delta = piece if not self._reply.text else f" {piece}"
+        self._reply.text += delta
+        self._listener.reply_text(self._reply, delta)
+        await self._say(piece, delta)
+
     async def _say(self, piece: str, delta: str) -> None:
-        spoken = speakable(piece)
-        if self._voice.tts is None or self._silent or not spoken:
+        text = spoken_form(speakable(piece), self._voice.language)
+        if self._voice.tts is None or self._silent or not text:
             return
         self._voice.speaker.segment(self._reply.number, delta)
         try:
-            async with aclosing(self._samples(self._voice.tts, spoken)) as chunks:
+            async with aclosing(self._samples(self._voice.tts, text)) as chunks:
                 async for chunk in chunks:
                     await self._write(chunk)
         except EngineError as error:

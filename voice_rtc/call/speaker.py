@@ -61,6 +61,11 @@ class Speaker:
         """Times a reply ran dry before its end."""
         return self._playout.underruns
 
+    @property
+    def buffered_seconds(self) -> float:
+        """How long the sound that is queued lasts."""
+        return self._playout.buffered_seconds
+
     def next_frame(self) -> Samples | None:
         """The next 20 ms, int16 mono 48 kHz, or None for silence."""
         before = self._playout.underruns

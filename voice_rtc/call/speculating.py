@@ -16,14 +16,14 @@ from voice_rtc.core.endpointing import doubt
 from voice_rtc.core.history import Message, said_by_user
 from voice_rtc.core.similarity import TextSimilarity
 from voice_rtc.core.speculation import Speculation, SpeculationRules, Verdict
-from voice_rtc.engines.base import LlmOptions, VoiceOptions
+from voice_rtc.engines.base import LlmOptions, Usage, VoiceOptions
 
 _FIRST_LATENCY_SECONDS = 0.6
 """From a request to its first sound, before any was measured."""
 _NEWEST_WEIGHT = 0.3
 """Of the newest measurement in the mean."""
 
-Answer = Callable[[str], AsyncGenerator[str, None]]
+Answer = Callable[[str], AsyncGenerator[str | Usage, None]]
 """Asks the language model as if the caller had said this too."""
 
 
@@ -165,7 +165,7 @@ class Speculating:
         spoken = context.settings.spoken and self._can_speak()
         tts = context.ports.engines.tts if spoken else None
         source = partial(self._answer, text)
-        draft = Draft(source, tts, context.settings.voice, context.now)
+        draft = Draft(source, tts, context.settings.voice, context.now, context.language)
         self._begun = Begun(draft, speculation, self.asked())
         draft.task = context.spawn(draft.run(), "draft")
 

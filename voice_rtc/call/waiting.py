@@ -111,6 +111,9 @@ class WaitingRoom:
     def reply_text(self, reply: Reply, delta: str) -> None:
         """Nothing to note: the place is shown by its own event."""
 
+    def reply_filler(self, reply: Reply, filler: str) -> None:
+        """Never: the words are there at once."""
+
     def reply_failed(self, reply: Reply, engine: str, error: EngineError) -> None:
         """The place is still shown; the voice was missing."""
         self._context.count_failure(engine, error)

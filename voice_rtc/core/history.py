@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal
 
+from voice_rtc.core.tools import ToolCall
 from voice_rtc.errors import BadRequest, UnknownItem
 
 Role = Literal["system", "user", "assistant"]
@@ -26,8 +28,15 @@ _UNSET = _Unset.UNSET
 class Message:
     """One entry of the conversation as the LLM sees it."""
 
-    role: Role
+    role: Role | Literal["tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Assistant: what it wanted to be called."""
+    tool_call_id: str = ""
+    """Tool: which call ``content`` is the result of."""
+
+
+_LEFT_OUT = Message("system", "Earlier parts of this conversation are left out here.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,8 @@ class Item:
     """Assistant: how much of the audio the caller got; None when nothing is known of it."""
     interrupted: bool = False
     """Assistant: the reply was cut; ``text`` is what was heard of it."""
+    filler: str = ""
+    """Assistant: what within ``text`` only bridged a silence; the LLM is not told of it."""
 
 
 class Conversation:
@@ -115,10 +126,12 @@ class Conversation:
         status: Status | _Unset = _UNSET,
         heard_ms: int | _Unset | None = _UNSET,
         interrupted: bool | _Unset = _UNSET,
+        filler: str | _Unset = _UNSET,
     ) -> Item:
         """Change what is given; return the new item. Raises UnknownItem."""
         given = {
-            "text": text, "status": status, "heard_ms": heard_ms, "interrupted": interrupted
+            "text": text, "status": status, "heard_ms": heard_ms, "interrupted": interrupted,
+            "filler": filler,
         }  # fmt: skip  # one line reads as the list of fields that it is
         changes: dict[str, Any] = {k: v for k, v in given.items() if v is not _UNSET}
         item = replace(self.get(item_id), **changes)
@@ -184,10 +197,76 @@ def said_by_user(messages: list[Message], text: str) -> list[Message]:
     return [*messages, Message("user", text)]
 
 
+def compacted(messages: list[Message], limit: int) -> list[Message]:
+    """``messages`` without their oldest turns, so that they have at most ``limit`` characters.
+
+    Kept are the instructions (a system message that comes first), the newest message of the user
+    and what comes after it, however long they are; a note stands where something was left out, and
+    after it the user speaks first. Other system messages go only when nothing else is left to go.
+    Returns ``messages`` itself when nothing had to go.
+
+    What is left out grows by a quarter of ``limit`` at once, not turn by turn: services reuse
+    their work on requests that begin as the last one did.
+    """
+    if characters(messages) <= limit:
+        return messages
+    told = messages[:1] if messages[0].role == "system" else []
+    rest = messages[len(told) :]
+    newest = max((i for i, each in enumerate(rest) if each.role == "user"), default=len(rest) - 1)
+    old, kept = rest[: max(0, newest)], rest[max(0, newest) :]
+    room = limit - characters([*told, _LEFT_OUT, *kept])
+    notes = _newest_within([each for each in old if each.role == "system"], room)
+    spoken = [each for each in old if each.role != "system"]
+    first = _first_kept(spoken, room - characters(notes), limit // 4)
+    remaining = {id(each) for each in [*notes, *spoken[first:]]}
+    if len(remaining) == len(old):
+        return messages
+    return [*told, _LEFT_OUT, *(each for each in old if id(each) in remaining), *kept]
+
+
+def characters(messages: Iterable[Message]) -> int:
+    """How long ``messages`` are, as the bound of `compacted` counts it."""
+    return sum(
+        len(each.content) + sum(len(call.arguments) for call in each.tool_calls)
+        for each in messages
+    )
+
+
+def _newest_within(messages: list[Message], room: int) -> list[Message]:
+    while messages and characters(messages) > room:
+        messages = messages[1:]
+    return messages
+
+
+def _first_kept(messages: list[Message], room: int, step: int) -> int:
+    """Index of the first message to keep: a user's, the first behind a whole number of steps."""
+    left, gone, bound = characters(messages), 0, 0
+    for index, each in enumerate(messages):
+        if each.role == "user" and gone >= bound:
+            if left - gone <= room:
+                return index
+            bound = (gone // step + 1) * step
+        gone += len(each.content)
+    return len(messages)
+
+
 def _content(item: Item) -> str:
-    text = (item.text or "").strip()
+    text = without_filler((item.text or "").strip(), item.filler)
     if item.role != "assistant" or not item.interrupted:
         return text
     if item.heard_ms == 0 or not text:
         return ""
     return text.rstrip(" —-,;:") + "—"
+
+
+def without_filler(text: str, filler: str) -> str:
+    """``text`` without ``filler``, or without the beginning of it that ``text`` was cut in."""
+    before, found, after = text.partition(filler) if filler else (text, "", "")
+    if found:
+        return f"{before.rstrip()} {after.lstrip()}".strip()
+    words = filler.split()
+    for count in range(len(words), 0, -1):
+        beginning = " ".join(words[:count])
+        if text == beginning or text.endswith(f" {beginning}"):
+            return text[: len(text) - len(beginning)].rstrip()
+    return text

@@ -14,11 +14,17 @@ _FIRST_CLAUSE_WORDS = 6
 _LONG_CLAUSE_WORDS = 10
 
 _CLOSERS = "\"'”’»)]}*_`」』"
+_QUOTES = "\"'”’»)"
 _NUMBERED = (
-    r"(?:no|nos|nr|fig|figs|vol|p|pp|ch|sec|art|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)"
+    r"(?:no|nos|nr|fig|figs|vol|p|pp|ch|sec|art|min|max|est|ext|tel"
+    r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)"
 )
+_GERMAN_MONTHS = (
+    "Januar", "Jänner", "Februar", "März", "April", "Mai", "Juni", "Juli", "August", "September",
+    "Oktober", "November", "Dezember",
+)  # fmt: skip
 
-_BREAK = re.compile(r"\n+|(?:[.!?…。！？؟।]+|[,;:，、；：]|—)" + f"[{re.escape(_CLOSERS)}]*")
+_BREAK = re.compile(r"\n+|(?:[.!?…。！？؟।۔]+|[,;:，、；：]|—)" + f"[{re.escape(_CLOSERS)}]*")
 _TOKEN = re.compile(r"\S+$")
 _WIDE_ENDS = "。！？"
 _WIDE_CLAUSES = "，、；："
@@ -31,9 +37,12 @@ _NEVER_ENDS = re.compile(
     r"|[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_])\.",
     re.IGNORECASE,
 )
-_MAY_END = re.compile(r"(?:etc|inc|ltd|corp|co|jr|sr|bros|al|usw|a\.m|p\.m|ph\.d)\.", re.IGNORECASE)
+_MAY_END = re.compile(r"(?:etc|inc|ltd|corp|co|jr|bros|al|usw|a\.m|p\.m|ph\.d)\.", re.IGNORECASE)
 _ENDS_UNLESS_NUMBER = re.compile(_NUMBERED + r"\.", re.IGNORECASE)
 _LIST_NUMBER = re.compile(r"\d{1,3}\.")
+_ORDINAL = re.compile(r"\d{1,2}\.")
+_WIDE = "\u2e80"
+"""From here on a character is a syllable or more: Chinese, Japanese, Korean."""
 _CUT_AT_CLAUSE = re.compile(r"(?:[,;:]\s|[，、；：]|—(?!\d))")
 _WORD_END = re.compile(r"\S(?=\s)")
 
@@ -98,10 +107,20 @@ class SentenceSplitter:
         if mark in _WIDE_ENDS:
             return True
         if mark in ",;:—" + _WIDE_CLAUSES:
-            return self._first and len(piece) >= self._first_minimum and _ends_clause(mark, after)
+            return self._first and self._is_enough(piece) and _ends_clause(mark, after)
         if not after[0].isspace():
             return False
-        return _ends_sentence(piece.rstrip(_CLOSERS), after.lstrip())
+        bare, following = piece.rstrip(_CLOSERS), after.lstrip()
+        if _is_quoted(piece, bare):
+            if not following:
+                return None
+            if following[0].islower():  # "Stop!" he said
+                return False
+        return _ends_sentence(bare, following)
+
+    def _is_enough(self, piece: str) -> bool:
+        """Is it long enough to be spoken alone?"""
+        return sum(2 if each >= _WIDE else 1 for each in piece) >= self._first_minimum
 
     def _early_cut(self) -> int | None:
         """After six words of a first clause that turns out to be long."""
@@ -138,9 +157,13 @@ def _ends_clause(mark: str, after: str) -> bool:
     return after[0].isspace() or (mark == "—" and not after[0].isdigit())
 
 
+def _is_quoted(piece: str, bare: str) -> bool:
+    return any(mark in _QUOTES for mark in piece[len(bare) :])
+
+
 def _ends_sentence(piece: str, following: str) -> bool | None:
     """``piece`` ends with a full stop or the like and white space; ``following`` comes then."""
-    if piece[-1] in "!?؟।":
+    if piece[-1] in "!?؟।۔":
         return True
     token_match = _TOKEN.search(piece)
     token = token_match.group().lstrip("\"'“‘«([{*_`") if token_match else ""
@@ -150,7 +173,19 @@ def _ends_sentence(piece: str, following: str) -> bool | None:
         return False
     if _ENDS_UNLESS_NUMBER.fullmatch(token):
         return not following[0].isdigit() if following else None
+    if _ORDINAL.fullmatch(token):
+        return _ends_after_number(following)
     return True
+
+
+def _ends_after_number(following: str) -> bool | None:
+    """``am 5. Mai`` and ``the 3. of five`` go on."""
+    if not following:
+        return None
+    word = re.split(r"\W", following)[0]
+    if word == following and any(month.startswith(word) for month in _GERMAN_MONTHS):
+        return None
+    return not following[0].islower() and word not in _GERMAN_MONTHS
 
 
 def _is_list_number(piece: str) -> bool:
@@ -162,8 +197,16 @@ def _is_list_number(piece: str) -> bool:
 # ---------------------------------------------------------------------------------- speakable
 
 _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\\([\\`*_{}\[\]()#+.!|~>-])"), r"\1"),
+    (re.compile(r"<!--.*?-->", re.DOTALL), " "),
     (re.compile(r"```[\w+-]*"), " "),
-    (re.compile(r"!?\[([^\]]*)\]\([^)\s]*(?:\s+\"[^\"]*\")?\)"), r"\1"),
+    (
+        re.compile(r"!?\[([^\]]*)\]\((?:[^()\s]|\([^()\s]*\))*(?:\s+\"[^\"]*\")?\)"),
+        r"\1",
+    ),
+    # sources: [text][1], [^1], [1] behind a word, and what some services put in brackets like these
+    (re.compile(r"\[((?!\^?\d+\])[^\]\[]+)\]\[[^\]\[]*\]"), r"\1"),
+    (re.compile(r"(?<![\w\]])(?:\s*\[\^?\d{1,3}\])+(?=[\s.,;:!?]|$)|\[\^\d+\]|【[^】]*】"), ""),
     (re.compile(r"<(https?://[^>\s]+)>"), r"\1"),
     (re.compile(r"</?[a-zA-Z][^<>]*>"), " "),
     (re.compile(r"^[ \t]*(?:>[ \t]?)+", re.MULTILINE), ""),
@@ -176,17 +219,26 @@ _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = (
         ),
         "",
     ),
+    (re.compile(r"^[ \t]*=+[ \t]*$", re.MULTILINE), ""),
     (re.compile(r"^[ \t]*#{1,6}[ \t]+", re.MULTILINE), ""),
-    (re.compile(r"^[ \t]*[-*+•‣◦][ \t]+(?:\[[ xX]\][ \t]+)?", re.MULTILINE), ""),
-    (re.compile(r"(\*\*|__|~~)(?=\S)(.+?)(?<=\S)\1", re.DOTALL), r"\2"),
+    (re.compile(r"^[ \t]*(?:[-*+•‣◦][ \t]+)+(?:\[[ xX]\][ \t]+)?", re.MULTILINE), ""),
+    # a pause between the cells of a table's row
+    (re.compile(r"^[ \t]*\|[ \t]*|[ \t]*\|[ \t]*$", re.MULTILINE), ""),
+    (re.compile(r"(?<=\w)[ \t]*\|[ \t]*(?=\w)"), ", "),
+    (re.compile(r"(\*\*|__|~~|==)(?=\S)(.+?)(?<=\S)\1", re.DOTALL), r"\2"),
     (re.compile(r"(?<![\w*])\*(?=\S)([^*]+?)(?<=\S)\*(?![\w*])"), r"\1"),
     (re.compile(r"(?<!\w)_(?=\S)([^_]+?)(?<=\S)_(?!\w)"), r"\1"),
     # markup that was opened or closed in another piece
     (re.compile(r"(?<!\w)(?:\*\*|__|~~)|(?:\*\*|__|~~)(?!\w)"), ""),
     (re.compile(r"(?<![\w*])\*(?=\w)|(?<=[\w.,!?])\*(?=\s|$)"), ""),
     (re.compile(r"[`|]"), " "),
+    (re.compile(r"(?<!\S)(?:[:;]['’]?-?[)(DPp]|<3)(?=[\s.,!?]|$)"), ""),
+    (re.compile(r"\s+(?:[←-⇿]|[-=]>)\s+"), ", "),
+    (re.compile(r"[™®©─-╿]"), ""),
 )
 
+_ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'", "#39": "'", "nbsp": " "}
+_ENTITY = re.compile("&(" + "|".join(_ENTITIES) + ");")
 _PICTURES = re.compile(
     "["
     "\U0001f000-\U0001faff"  # emoji, pictographs, flags
@@ -208,6 +260,7 @@ def speakable(text: str) -> str:
     Empty when nothing is left that has a sound.
     """
     text = _CONTROL.sub(" ", text.replace("\r\n", "\n"))
+    text = _ENTITY.sub(lambda found: _ENTITIES[found[1]], text)
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     text = _INVISIBLE.sub("", _PICTURES.sub(" ", text))

@@ -13,12 +13,13 @@ Errors are `voice_rtc.errors.EngineError` and its subclasses.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from voice_rtc.core.audio import Pcm, Samples
 from voice_rtc.core.history import Message
+from voice_rtc.core.tools import ToolCall, ToolSpec
 from voice_rtc.errors import EngineError
 
 if TYPE_CHECKING:
@@ -278,6 +279,14 @@ class LlmOptions:
 
     temperature: float | None = None
     max_tokens: int | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """More fields of the request, for engines that are a service."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """More HTTP headers of the request."""
+    tools: tuple[ToolSpec, ...] = ()
+    """What the model may call; engines that cannot ignore it."""
+    tool_choice: str = "auto"
+    """``auto``, ``none``, ``required`` or the name of a tool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +304,8 @@ class Usage:
     output_tokens: int
 
 
-LlmEvent = TextDelta | Usage
+LlmEvent = TextDelta | ToolCall | Usage
+"""Tool calls come whole, behind the text."""
 
 
 class LlmEngine(Engine, Protocol):
@@ -430,3 +440,21 @@ class SupportsTiming(Protocol):
     """An STT engine that tells where the time of each transcription went."""
 
     on_timing: Callable[[SttTiming], None] | None
+
+
+@runtime_checkable
+class SupportsWarmUp(Protocol):
+    """An LLM engine whose first request in a while would have to connect first."""
+
+    async def warm_up(self) -> None:
+        """Have a connection ready: a request is likely soon. Raises nothing, waits not for long."""
+        ...
+
+
+@runtime_checkable
+class SupportsRequests(Protocol):
+    """An LLM engine that tells what it asks its service."""
+
+    on_request: Callable[[str], None] | None
+    """Told of each request: ``first``, ``retry``, ``hedge`` (a twin beside a late one) and
+    ``warm_up``; and of what became of a twin: ``hedge_won``, ``hedge_lost``."""

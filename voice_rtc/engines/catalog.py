@@ -344,5 +344,9 @@ def _openai_settings(llm: LlmSettings) -> OpenAiSettings:
         connect_seconds=llm.connect_seconds,
         first_token_seconds=llm.first_token_seconds,
         gap_seconds=llm.gap_seconds,
+        hedge_seconds=llm.hedge_seconds,
+        keep_alive_seconds=llm.keep_alive_seconds,
+        warm_up=llm.warm_up,
         headers=llm.headers,
+        body=llm.body,
     )
