@@ -168,6 +168,11 @@ class KokoroTts:
         """A worker that takes longer to load has failed."""
         return self._settings.load_seconds
 
+    @property
+    def ready_workers(self) -> int:
+        """Those that take text at the moment."""
+        return sum(worker.alive for worker in self._workers)
+
     def worker_pids(self) -> list[int]:
         """Process ids of the workers, for status pages and operators."""
         return [worker.pid for worker in self._workers if worker.pid is not None]
