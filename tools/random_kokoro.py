@@ -90,15 +90,20 @@ def _set_durations(model: Any) -> None:
 
     seen = []
     projection = model.predictor.duration_proj
-    hook = projection.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
-    model.forward_with_tokens(torch.arange(1, 100)[None], torch.randn(1, 256), 1.0)
-    hook.remove()
     layer = projection.linear_layer
-    found = seen[0][0] @ layer.weight[0]
     share = _FRAMES / _MOST_FRAMES
     # All units alike, or their sum would be the same for every phoneme.
-    layer.weight.copy_(layer.weight[:1] * (_VARIETY / found.std()))
-    layer.bias.fill_(math.log(share / (1 - share)) - _VARIETY * float(found.mean() / found.std()))
+    direction = layer.weight[:1].clone()
+    layer.weight.zero_()
+    layer.bias.fill_(math.log(share / (1 - share)))
+    hook = projection.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
+    for start in range(1, 100, 16):
+        text = torch.arange(start, start + 16)[None]
+        model.forward_with_tokens(text, torch.randn(1, 256), 1.0)
+    hook.remove()
+    found = torch.cat(seen) @ direction[0]
+    layer.weight.copy_(direction.expand_as(layer.weight) * (_VARIETY / found.std()))
+    layer.bias.sub_(_VARIETY * found.mean() / found.std())
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from voice_rtc.errors import EngineError, EngineTimeout, EngineUnavailable, OutO
 
 _MAX_FRAME_BYTES = 1 << 20
 _GPU_BATCH = 4
-_GPU_LATERS = 2
+_GPU_LATERS = 4
 """A first clause that comes meanwhile waits for the end of their batch."""
 
 
