@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def write(folder: Path, *, small: bool = False, seed: int = 0) -> None:
     import torch
     from kokoro import KModel
 
+    warnings.simplefilter("ignore")  # kokoro uses what torch deprecates
     (folder / "voices").mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config(small=small)), encoding="utf-8")
     torch.manual_seed(seed)

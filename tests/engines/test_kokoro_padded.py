@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tests.engines.kokoro_weights import installed, quiet, random_weights
 from tests.engines.kokoro_weights import stock_model as stock_model_of
 
-pytestmark = [installed, quiet]
+pytestmark = [installed, quiet, pytest.mark.timeout(240)]
 
 _TOLERANCE = 1e-2
 """||ours - stock|| / ||stock||; int16 and the order of sums."""
@@ -54,7 +54,7 @@ def no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def angle(spectrum: Any) -> Any:
         found = torch.atan2(spectrum.imag, spectrum.real)
-        return torch.where(found < 0.01 - np.pi, found + 2 * np.pi, found)
+        return torch.where(found < 1e-4 - np.pi, found + 2 * np.pi, found)
 
     monkeypatch.setattr(torch, "randn_like", noise_like)
     monkeypatch.setattr(torch, "angle", angle)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +205,9 @@ def _load_on(device: str, setup: protocol.Setup, gpu_problem: str) -> Loaded:
         threads=setup.threads,
     )
     try:
-        model = KokoroModel(Path(setup.folder), settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # kokoro uses what torch deprecates
+            model = KokoroModel(Path(setup.folder), settings)
         clause_seconds = model.warm_up(VoiceBlend(setup.voice))
     except torch.OutOfMemoryError as error:
         raise OutOfGpuMemory(f"Kokoro does not fit into GPU memory: {error}") from error
