@@ -20,8 +20,10 @@ from tests.engines.kokoro_weights import stock_model as stock_model_of
 
 pytestmark = [installed, quiet, pytest.mark.timeout(240)]
 
-_TOLERANCE = 1e-2
-"""||ours - stock|| / ||stock||; int16 and the order of sums."""
+_TOLERANCE = {"cpu": 1e-2, "cuda": 1e-1}
+"""||ours - stock|| / ||stock||. The pitch is summed up over time and its sine taken, so that a last
+digit of it is heard: 2e-4 on a CPU; on an H100 3e-2, even of the stock layers in the stock order,
+and 5e-2 of graphs. A padding that is heard makes 0.2 and more."""
 _PITCH_HZ = 20.0
 """Low, though voiced: phases are sums of the pitch over time, and so are its rounding errors."""
 _LENGTHS = (9, 4, 13)
@@ -135,8 +137,8 @@ def test_alone_and_in_a_batch_it_sounds_like_the_stock_model(
         )
         assert alone_frames.tolist() == frames.tolist() == together[row][0].tolist()
         assert len(set(frames.tolist())) > 1, "the weights are to give several durations"
-        assert far(alone, samples) < _TOLERANCE
-        assert far(together[row][1], samples) < _TOLERANCE
+        assert far(alone, samples) < _TOLERANCE[device()]
+        assert far(together[row][1], samples) < _TOLERANCE[device()]
         lengths.add(len(samples))
     assert len(lengths) == len(texts), "and the texts several lengths"
 
@@ -181,7 +183,7 @@ def test_graphs_sound_like_the_stock_model(folder: Path, texts: list[NDArray[np.
         for row, ids in enumerate(texts[rows], start=rows.start):
             frames, samples = by_stock(stock, ids, styles[row], speeds[row])
             assert found[row - rows.start][0].tolist() == frames.tolist()
-            assert far(found[row - rows.start][1], samples) < _TOLERANCE
+            assert far(found[row - rows.start][1], samples) < _TOLERANCE["cuda"]
 
 
 def test_the_next_bucket() -> None:

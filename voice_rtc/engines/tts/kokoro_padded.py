@@ -17,6 +17,10 @@ Text comes to sound in two halves, as lengths are known only after the first: `o
 duration of each phoneme, `stretched` repeats them, `sound` makes the audio. The halves read nothing
 back from the device, so that they can be captured as CUDA graphs (see `kokoro_halves`).
 
+On an H100 with float32 (TF32 in the convolutions), a clause of four words alone: stock 49 ms, here
+step by step 34 ms, as graphs 9 to 11 ms. In graphs 64 frames (1.6 s) take 6.1 ms in 1,300 kernels,
+256 frames 10.8 ms; four rows at once 1.7 and 2.4 times as long as one. bfloat16 gained nothing.
+
 Follows kokoro 0.9.4: model.py, modules.py and istftnet.py, names included; tests/engines/
 test_kokoro_padded.py compares with those. Two steps of theirs have no effect and are left out: the
 random initial phase, which their resampling drops, and the modulo before it, taken once a frame
