@@ -2,7 +2,7 @@
 
 The model adds noise to its source. For a comparison it is the same noise in both: a function of the
 time, drawn in place of `torch.randn_like`. Without any the phases of empty bins would be arbitrary.
-So is the sign of a phase of pi, which the reflected ends have: it is positive here, for both.
+So is the sign of a phase near pi, such as the reflected ends have: signs are left out, for both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tests.engines.kokoro_weights import stock_model as stock_model_of
 
 pytestmark = [installed, quiet, pytest.mark.timeout(240)]
 
-_TOLERANCE = {"cpu": 1e-2, "cuda": 1e-1}
+_TOLERANCE = {"cpu": 5e-3, "cuda": 1e-1}
 """||ours - stock|| / ||stock||. The pitch is summed up over time and its sine taken, so that a last
-digit of it is heard: 2e-4 on a CPU; on an H100 3e-2, even of the stock layers in the stock order,
-and 5e-2 of graphs. A padding that is heard makes 0.2 and more."""
+digit of it is heard: 2e-4 on a CPU; on an H100, where kernels of other shapes round otherwise, 3e-2
+was seen of the stock layers step by step and 5e-2 of graphs."""
 _PITCH_HZ = 20.0
 """Low, though voiced: phases are sums of the pitch over time, and so are its rounding errors."""
 _LENGTHS = (9, 4, 13)
@@ -55,8 +55,7 @@ def no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
         return ((wild - wild.floor()) * 3.4 - 1.7).float().expand_as(wave)
 
     def angle(spectrum: Any) -> Any:
-        found = torch.atan2(spectrum.imag, spectrum.real)
-        return torch.where(found < 1e-4 - np.pi, found + 2 * np.pi, found)
+        return torch.atan2(spectrum.imag, spectrum.real).abs()
 
     monkeypatch.setattr(torch, "randn_like", noise_like)
     monkeypatch.setattr(torch, "angle", angle)
