@@ -22,8 +22,8 @@ pytestmark = [installed, quiet, pytest.mark.timeout(240)]
 
 _TOLERANCE = {"cpu": 5e-3, "cuda": 1e-1}
 """||ours - stock|| / ||stock||. The pitch is summed up over time and its sine taken, so that a last
-digit of it is heard: 9e-4 at most on a CPU; on an H100, where kernels of other shapes round otherwise, 3e-2
-was seen of the stock layers step by step and 5e-2 of graphs."""
+digit of it is heard: 9e-4 at most on a CPU. On an H100, whose kernels of other shapes round
+otherwise, 3e-2 was seen of the stock layers step by step and 5e-2 of graphs, signs included."""
 _PITCH_HZ = 20.0
 """Low, though voiced: phases are sums of the pitch over time, and so are its rounding errors."""
 _LENGTHS = (9, 4, 13)
