@@ -427,7 +427,7 @@ class TtsSettings(Section):
     """Kokoro: CUDA graphs on a GPU; some ten seconds more to load, a clause in a third of the
     time."""
     threads: int = Field(0, ge=0, le=64)
-    """Kokoro: PyTorch's on a CPU; 0 is half of the cores, two at most."""
+    """Kokoro: PyTorch's on a CPU; 0 is two, where there are two cores."""
     waiting: int = Field(256, ge=1, le=10_000)
     """Kokoro: pieces of text that may wait at a worker; what comes then is spoken by espeak-ng."""
     patience_seconds: Seconds = 1.0

@@ -97,7 +97,7 @@ class KokoroSettings:
     batch: int = 0
     graphs: bool = True
     threads: int = 0
-    """PyTorch's on a CPU; 0: half of the cores, two at most."""
+    """PyTorch's on a CPU; 0: two, where there are two cores."""
     waiting: int = 256
     patience_seconds: float = 1.0
     deadline_seconds: float = 5.0
@@ -113,7 +113,7 @@ class KokoroSettings:
             precision=self.precision,
             batch=self.batch,
             graphs=self.graphs,
-            threads=self.threads or max(1, min(2, (os.cpu_count() or 2) // 2)),
+            threads=self.threads or min(2, os.cpu_count() or 2),
             most_waiting=self.waiting,
             patience_seconds=self.patience_seconds,
             voice=voice.parts,
