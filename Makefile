@@ -16,7 +16,7 @@ CONSTRAINTS := -c constraints.txt$(if $(EXTRAS), -c constraints-extras.txt)
 EXTRAS_VENV := .venv-extras
 TESTED_EXTRAS := dev,realtimestt,kokoro,gpu
 EXTRAS_TESTS := $(wildcard tests/engines/test_realtimestt.py tests/engines/test_kokoro.py \
-	tests/engines/test_sdpa_encoder.py)
+	tests/engines/test_kokoro_padded.py tests/engines/test_sdpa_encoder.py)
 # PyAudio, which RealtimeSTT wants, is compiled.
 PYAUDIO_NEEDS = packages=$$(tools/extras_packages "$(PYTHON)") \
 	&& { [ -z "$$packages" ] || tools/apt_install $$packages; }

@@ -18,6 +18,7 @@ from signaling.app import build_app
 from signaling.collector import Collector
 from signaling.event_loop import loop_factory
 from signaling.server_state import ServerState
+from signaling.voice_metrics import watch
 from signaling.webhook import Webhooks, webhook_target
 from voice_rtc.call.registry import CallRegistry
 from voice_rtc.config import Loaded, Settings
@@ -124,7 +125,7 @@ async def running_server(
         async with asyncio.TaskGroup() as tasks, registry.running():
             if webhooks is not None:
                 tasks.create_task(webhooks.run(), name="webhooks")
-            load = _load(settings, loader, registry, state, gpus, memory, webhooks)
+            load = _load(settings, loader, registry, state, gpus, memory, webhooks, metrics)
             loading = tasks.create_task(load, name="load-engines")
             try:
                 page = page_address(url, settings.admin, app[ADMIN].token)
@@ -187,6 +188,7 @@ async def _load(
     gpus: GpuSource,
     memory: MemorySource,
     webhooks: Webhooks | None,
+    metrics: Metrics,
 ) -> None:
     """Load the engines and keep the pool open until cancelled."""
     try:
@@ -198,6 +200,7 @@ async def _load(
         log.error("engines_failed", code=error.code, error=str(error))
         return
     state.engines = engines  # to be closed, whatever comes
+    watch(engines.tts, metrics)
     async with registry.open(engines, gpus, memory) as pool:
         if webhooks is not None:
             pool.supervisor.governor.alerts.on_alert = webhooks.send_alert

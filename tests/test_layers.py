@@ -61,6 +61,7 @@ RULES: dict[str, tuple[str, ...]] = {
             *LEAVES,
         ),
     ),
+    "tools.bench_tts": ("tools", CORE, BASE, "voice_rtc.engines.tts.kokoro", *LEAVES),
     "tools.bench_opus": ("tools", CORE, "voice_rtc.media.opus", *LEAVES),
     **dict.fromkeys(
         ("tools.bench_chromium", "tools.bench_media", "tools.media_bench"),

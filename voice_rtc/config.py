@@ -457,13 +457,37 @@ class TtsSettings(Section):
     model: str = ""
     """Kokoro: local directory with config.json, weights and voices; empty takes the hub's."""
     voice: str = ""
-    """Voice name of the engine (``af_heart``, ``en-us``); empty takes its default."""
+    """Voice name of the engine (``af_heart``, ``en-us``); empty takes its default. Kokoro blends
+    voices: ``af_heart*0.6+am_adam*0.4``."""
     speed: float = Field(1.0, ge=0.5, le=2.0)
     """Speaking rate, 1.0 is normal."""
     download: bool = True
     """May weights be fetched from the hub?"""
     load_deadline_seconds: Seconds = 300.0
     """Loading (with download) that takes longer has failed."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Kokoro: ``auto`` takes a GPU when there is one that can be used."""
+    device_indices: tuple[Annotated[int, Field(ge=0, le=63)], ...] = Field((0,), min_length=1)
+    """Kokoro: which GPUs; each gets a worker process, and on a CPU each entry is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Kokoro: of its decoder. ``auto`` is float32 on a GPU; on a CPU both are tried at the start
+    and bfloat16 is taken if it is 15 % faster."""
+    batch: int = Field(0, ge=0, le=8)
+    """Kokoro: pieces of text spoken at once; 0 is 4 on a GPU and 1 on a CPU."""
+    graphs: bool = True
+    """Kokoro: CUDA graphs on a GPU; some ten seconds more to load, a clause in a third of the
+    time."""
+    threads: int = Field(0, ge=0, le=64)
+    """Kokoro: PyTorch's on a CPU; 0 is two, where there are two cores."""
+    waiting: int = Field(256, ge=1, le=10_000)
+    """Kokoro: pieces of text that may wait at a worker; what comes then is spoken by espeak-ng."""
+    patience_seconds: Seconds = 1.0
+    """Kokoro: words of a reply in progress that waited so long go as early as a reply's first."""
+    deadline_seconds: Seconds = 5.0
+    """Kokoro: a reply whose first words are not there by then is spoken by espeak-ng."""
+    hang_seconds: Seconds = 20.0
+    """Kokoro: a worker that is silent, or busy with one batch, for so long is replaced; later words
+    that take so long are spoken by espeak-ng."""
 
 
 class LlmSettings(Section):

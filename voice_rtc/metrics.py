@@ -168,6 +168,22 @@ class Metrics:
         self.fillers_total = self._counter(
             "fillers_total", "Replies in which a filler bridged a silence."
         )
+        # voice
+        self.tts_piece_seconds = self._histogram(
+            "tts_piece_seconds",
+            "From a piece of text to its sound; first: it begins a reply.",
+            _FAST,
+            "place",
+        )
+        self.tts_cancelled_total = self._counter(
+            "tts_cancelled_total", "Pieces of text taken back before they were spoken."
+        )
+        self.tts_fallbacks_total = self._counter(
+            "tts_fallbacks_total", "Replies that the fall-back voice took over, by code.", "code"
+        )
+        self.tts_worker_restarts_total = self._counter(
+            "tts_worker_restarts_total", "Voice workers that died and were started again."
+        )
         # media
         self.frames_received_total = self._tally(
             "frames_received", "Audio frames received and decoded."

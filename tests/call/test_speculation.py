@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 
 import pytest
 
 from tests.call.test_call import call, count, speak
 from voice_rtc.call.draft import Draft
+from voice_rtc.core.audio import Pcm
 from voice_rtc.core.spoken import spoken_form
 from voice_rtc.engines.base import EngineSet, Usage, VoiceOptions
 from voice_rtc.engines.fakes import EchoLlm, ScriptedStt, ThresholdVad, ToneTts
+from voice_rtc.engines.tts.speakable import AS_CONFIGURED
 from voice_rtc.errors import EngineCrashed, LlmError
 
 SPECULATING = {"speculate": True}
@@ -183,6 +186,36 @@ async def test_a_draft_is_taken_over_in_the_middle() -> None:
         assert list(tts.spoken) == ["One two three,"], "made once"
         other = [pcm async for pcm in voice.synthesize("One two three,", VoiceOptions("880"))]
         assert other and len(tts.spoken) == 2, "another voice is another sound"
+
+
+class NotingTts(ToneTts):
+    """Notes whose words it speaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replies: list[tuple[str, bool]] = []
+
+    def synthesize(
+        self, text: str, options: VoiceOptions = AS_CONFIGURED
+    ) -> AsyncGenerator[Pcm, None]:
+        self.replies.append((options.reply, options.first))
+        return super().synthesize(text, options)
+
+
+async def test_a_reply_goes_on_as_the_draft_that_it_took_over() -> None:
+    # An engine whose fall-back voice began a reply ends it with that voice.
+    model, tts = Model("One two three, ", "four five six."), NotingTts()
+    clock, options = asyncio.get_running_loop().time, VoiceOptions("880", reply="draft_1")
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        draft = Draft(model, tts, options, clock)
+        draft.task = tasks.create_task(draft.run())
+        model.release(2)
+        voice, asked = draft.voice(tts), VoiceOptions("880", reply="resp_1")
+        await until(lambda: bool(tts.replies))
+        assert [pcm async for pcm in voice.synthesize("One two three,", asked)]
+        later = replace(asked, first=False)
+        assert [pcm async for pcm in voice.synthesize("four five six.", later)]
+    assert tts.replies == [("draft_1", True), ("draft_1", False)]
 
 
 async def test_a_draft_tells_what_it_cost_and_speaks_as_replies_do() -> None:

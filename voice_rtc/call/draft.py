@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from voice_rtc.core.audio import Pcm
@@ -37,7 +38,7 @@ class Draft:
         clock: Callable[[], float],
         language: str = "",
     ) -> None:
-        """``tts`` None: text only."""
+        """``tts`` None: text only. All is spoken as ``options.reply``, also what is taken over."""
         self._source = source
         self._tts = tts
         self._options = options
@@ -55,6 +56,11 @@ class Draft:
         """Of text so far."""
         self.task: asyncio.Task[None] | None = None
         """That runs it."""
+
+    @property
+    def reply(self) -> str:
+        """Whose words it speaks, as the voice is told."""
+        return self._options.reply
 
     @property
     def failed(self) -> bool:
@@ -87,7 +93,9 @@ class Draft:
     def prepared(self, text: str, options: VoiceOptions) -> AsyncGenerator[Pcm, None] | None:
         """The sound of ``text`` if it is the first piece, spoken so; else None."""
         piece = self._first_piece
-        if self._tts is None or not piece.done() or piece.cancelled() or options != self._options:
+        if self._tts is None or not piece.done() or piece.cancelled():
+            return None
+        if (options.voice, options.speed) != (self._options.voice, self._options.speed):
             return None
         return self._sound.follow() if text == piece.result() else None
 
@@ -187,4 +195,6 @@ class _Prepared:
     ) -> AsyncGenerator[Pcm, None]:
         """See `TtsEngine.synthesize`."""
         prepared = self._draft.prepared(text, options)
-        return prepared if prepared is not None else self._tts.synthesize(text, options)
+        if prepared is not None:
+            return prepared
+        return self._tts.synthesize(text, replace(options, reply=self._draft.reply))

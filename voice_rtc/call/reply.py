@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -206,7 +206,8 @@ class _Mouth:
             self._listener.reply_failed(self._reply, "tts", error)
 
     async def _samples(self, tts: TtsEngine, text: str) -> AsyncGenerator[Samples, None]:
-        async with aclosing(tts.synthesize(text, self._voice.options)) as run:
+        options = replace(self._voice.options, reply=self._reply.id, first=not self._heard_from_tts)
+        async with aclosing(tts.synthesize(text, options)) as run:
             async for pcm in run:
                 if not self._heard_from_tts:
                     self._heard_from_tts = True

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from functools import partial
+from secrets import token_hex
 
 from voice_rtc.call.context import CallContext
 from voice_rtc.call.draft import Draft
@@ -165,7 +167,8 @@ class Speculating:
         spoken = context.settings.spoken and self._can_speak()
         tts = context.ports.engines.tts if spoken else None
         source = partial(self._answer, text)
-        draft = Draft(source, tts, context.settings.voice, context.now, context.language)
+        options = replace(context.settings.voice, reply=f"draft_{token_hex(10)}")
+        draft = Draft(source, tts, options, context.now, context.language)
         self._begun = Begun(draft, speculation, self.asked())
         draft.task = context.spawn(draft.run(), "draft")
 

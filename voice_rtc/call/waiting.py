@@ -85,7 +85,8 @@ class WaitingRoom:
         self._messages += 1
         self._played.clear()
         voice = Voice(context.ports.engines.tts, context.settings.voice, self._speaker)
-        await perform(Reply(self._messages, "hold", "hold"), words, voice, self)
+        reply = Reply(self._messages, f"hold-{context.id}", "hold")
+        await perform(reply, words, voice, self)
         await self._played.wait()
 
     # Told by the speaker.

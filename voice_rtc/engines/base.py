@@ -331,6 +331,46 @@ class VoiceOptions:
     voice: str | None = None
     speed: float | None = None
     """1.0 is normal, 0.5 to 2.0."""
+    reply: str = ""
+    """Whose words these are: at a shared engine replies take turns. Empty: nobody's else."""
+    first: bool = True
+    """The reply has not been heard yet: the caller waits in silence."""
+
+
+@dataclass(frozen=True, slots=True)
+class TtsTiming:
+    """Where the time of one piece of text went."""
+
+    first: bool
+    """It began a reply."""
+    queue_seconds: float
+    """From its arrival at the worker to the start of its batch."""
+    run_seconds: float
+    """Of its batch in the model."""
+    total_seconds: float
+    """From the request to the sound in the server's process."""
+    batch: int = 1
+    """Pieces in the batch."""
+
+
+class TtsWatcher(Protocol):
+    """Told, on the event loop, what a TTS engine with workers wants counted; must not block."""
+
+    def tts_spoke(self, timing: TtsTiming) -> None:
+        """A piece was spoken."""
+        ...
+
+    def tts_cancelled(self) -> None:
+        """A piece was taken back before it was spoken, or given up."""
+        ...
+
+    def tts_fell_back(self, error: EngineError) -> None:
+        """A piece, and what follows of its reply, is spoken by the fall-back voice."""
+        ...
+
+    def tts_worker_died(self, error: EngineError) -> None:
+        """A worker process ended by itself; it is started again."""
+        ...
 
 
 class TtsEngine(Engine, Protocol):
@@ -433,6 +473,13 @@ class SupportsProbe(Protocol):
     async def measure(self) -> LatencyCurve:
         """Seconds per batch by window and batch size, on this machine. Raises EngineError."""
         ...
+
+
+@runtime_checkable
+class SupportsTtsWatcher(Protocol):
+    """A TTS engine that tells what is to be counted."""
+
+    watcher: TtsWatcher | None
 
 
 @runtime_checkable

@@ -33,7 +33,7 @@ from voice_rtc.engines.stt.pocketsphinx import PocketsphinxStt
 from voice_rtc.engines.stt.realtimestt import RealtimeSttEngine
 from voice_rtc.engines.stt.whisper import DEFAULT_MODEL, WhisperSettings, WhisperStt
 from voice_rtc.engines.tts.espeak import EspeakTts
-from voice_rtc.engines.tts.kokoro import KokoroTts
+from voice_rtc.engines.tts.kokoro import KokoroSettings, KokoroTts
 from voice_rtc.engines.turn.smart_turn import SmartTurn
 from voice_rtc.engines.vad.silero import SileroVad
 from voice_rtc.engines.vad.webrtc import WebRtcVad
@@ -331,7 +331,24 @@ def _processed(engine: SttEngine, stt: SttSettings, reason: str) -> SttEngine:
 
 
 def _kokoro(tts: TtsSettings, reason: str) -> KokoroTts:
-    return KokoroTts(tts.model, tts.voice, tts.speed, download=tts.download, reason=reason)
+    settings = KokoroSettings(
+        model=tts.model,
+        voice=tts.voice,
+        speed=tts.speed,
+        download=tts.download,
+        device=tts.device,
+        devices=tts.device_indices,
+        precision=tts.precision,
+        batch=tts.batch,
+        graphs=tts.graphs,
+        threads=tts.threads,
+        waiting=tts.waiting,
+        patience_seconds=tts.patience_seconds,
+        deadline_seconds=tts.deadline_seconds,
+        hang_seconds=tts.hang_seconds,
+        load_seconds=tts.load_deadline_seconds,
+    )
+    return KokoroTts(settings, fallback=EspeakTts(speed=tts.speed), reason=reason)
 
 
 def _openai_settings(llm: LlmSettings) -> OpenAiSettings:
