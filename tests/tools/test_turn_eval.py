@@ -93,7 +93,7 @@ def scored(
 def test_dead_air_is_from_the_last_word_to_the_first_audible_frame():
     events = [*commit(2.5, "a", "hello"), *reply("r", 2.6, 2.9, 4.0)]
     turn = scored([said(1.0, 2.0)], events, spoken(2.9, 4.0)).turns[0]
-    assert (turn.cut_off, turn.silent, turn.unheard) == (False, False, False)
+    assert not any((turn.cut_off, turn.early, turn.silent, turn.unheard))
     assert turn.dead_air == pytest.approx(0.9, abs=0.021)
     assert turn.commit_seconds == pytest.approx(0.5)
     assert turn.transcript == "hello"
@@ -119,7 +119,7 @@ def test_a_response_that_is_withdrawn_unheard_does_not_cut_off():
         *reply("s", 3.6, 3.8, 5.0),
     ]
     turn = scored([said(1.0, 3.0)], events, spoken(3.8, 5.0)).turns[0]
-    assert not turn.cut_off
+    assert (turn.cut_off, turn.early) == (False, True)
     assert turn.dead_air == pytest.approx(0.8, abs=0.021)
     assert turn.commit_seconds == pytest.approx(0.5)
     assert turn.transcript == "I would like seven apples"
@@ -315,7 +315,7 @@ def test_the_partner_quotes_the_newest_words_and_asks_back_where_something_is_mi
         {"role": "assistant", "content": "Well."},
         {"role": "user", "content": "Book a table for me."},
     ]
-    assert answer(messages) == "Book a table for me. How many are you?"
+    assert answer(messages) == "Book a table for me. Yes or no?"
     assert len(answer([{"role": "user", "content": "Tell me a story."}]).split()) > 30
 
 

@@ -25,7 +25,7 @@ _NORMAL = (
     "Turn off the camera. Please open the bottle.",
     "Please open the kitchen. Turn off the piano.",
 )
-_QUESTIONS = {"book": "How many are you?", "remember": "Is the number good?"}
+_QUESTIONS = {"book": "Yes or no?", "can you hear me": "What time is it?"}
 
 
 def answer(messages: Sequence[Json]) -> str:

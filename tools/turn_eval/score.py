@@ -59,6 +59,8 @@ class TurnScore:
     transcript: str
     """What the server understood."""
     cut_off: bool
+    early: bool
+    """Did the server commit something of it before its end? It may have thought better of it."""
     dead_air: float | None
     commit_seconds: float | None
     """From the end of the last word to the server's word that the turn is over."""
@@ -147,6 +149,7 @@ def _turn(
         act=act,
         transcript=transcript,
         cut_off=cut_off,
+        early=any(at < act.ended for at in commits),
         dead_air=answer.first - act.ended if not cut_off and answer and answer.first else None,
         commit_seconds=_commit_seconds(act, commits, answer) if not cut_off else None,
         silent=bool(commits) and not audible,

@@ -94,9 +94,8 @@ _PLAIN = (
     "Book a table for {number} on {day}.",
 )
 _STORIES = (
-    "Tell me a story about the {animal}.",
     "Tell me a story about the {colour} {animal}.",
-    "Tell me a story about {city}.",
+    "Tell me a story about the {animal}.",
 )
 _PAUSED = (
     ("I would like to go to {city}", "on {day}."),
@@ -135,7 +134,7 @@ _CORRECTIONS = (
     "Call {name} at {number} on {day}.",
     "Say that again.",
 )
-_ASKING = ("Book a table for me.", "Remember my number.")
+_ASKING = ("Book a table for {number} on {day}.", "Can you hear me?")
 """Answered by a question (`tools.turn_eval.partner`)."""
 _SHORT = ("Yes.", "No.", "Seven.", "Twelve.", "Okay.")
 
@@ -253,9 +252,9 @@ def _stop(dice: random.Random) -> Script:
 
 
 _ROUND: tuple[Callable[[random.Random], Script], ...] = (
-    _plain, _pause, _pause, _um, _last_word, _short_answer, _short_answer, _follow_up, _two_part,
-    _backchannel, _backchannel, _backchannel, _sound, _sound, _babble, _echo, _echo, _early, _late,
-    _repeated, _stop,
+    _plain, _pause, _pause, _pause, _um, _um, _last_word, _last_word, _short_answer, _short_answer,
+    _follow_up, _follow_up, _two_part, _backchannel, _backchannel, _backchannel, _sound, _sound,
+    _babble, _echo, _echo, _early, _late, _repeated, _stop,
 )  # fmt: skip
 """How often each kind comes for every time that all of them came."""
 

@@ -97,6 +97,11 @@ def _cut_offs(outcome: Outcome) -> str:
     return share(sum(turn.cut_off for turn in turns), len(turns))
 
 
+def _early(outcome: Outcome) -> str:
+    turns = outcome.score.turns
+    return share(sum(turn.early for turn in turns), len(turns))
+
+
 def _short_answers(outcome: Outcome) -> str:
     short = [t for t in outcome.score.turns if t.act.kind == "short answer" and not t.act.keys]
     return milliseconds(_dead_air(short), 50, 95)
@@ -173,6 +178,7 @@ def _word_errors(outcome: Outcome) -> str:
 _ROWS: tuple[Row, ...] = (
     ("turns", _how_many),
     ("turns cut off", _cut_offs),
+    ("turns committed before their end", _early),
     (
         "dead air: last word to first audible frame, p50, p95, p99",
         lambda o: milliseconds(_dead_air(o.score.turns), 50, 95, 99),
