@@ -199,7 +199,10 @@ def main(given: Sequence[str] | None = None) -> int:
         for error in outcome.errors:
             print(f"turns: {outcome.name}: {error}", file=sys.stderr)
     if arguments.json is not None:
-        scores = {each.name: asdict(each.score) for each in outcomes}
+        scores = {
+            each.name: {**asdict(each.score), "recalls": [asdict(it) for it in each.recalls]}
+            for each in outcomes
+        }
         arguments.json.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     if arguments.write:
         write("turns", section)
