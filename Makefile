@@ -29,7 +29,7 @@ EXTRAS_MEND = $(if $(findstring realtimestt,$(EXTRAS)),$(call without_broken_tor
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-extras lint types bench bench-pool bench-media bench-peers-env isolation soak fuzz attack constraints constraints-extras docs clean
+.PHONY: help run test test-extras lint types bench bench-pool bench-media bench-turns bench-peers-env isolation soak fuzz attack constraints constraints-extras docs clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -64,6 +64,9 @@ bench-pool: $(VENV)/.dev ## measure the pool of recognisers (20 minutes), figure
 
 bench-media: $(VENV)/.dev ## measure the audio path (an hour), figures to docs/benchmarks.md
 	$(BIN)/python -m tools.bench_media --write $(ARGS)
+
+bench-turns: $(VENV)/.dev ## scripted callers, default against naive turn taking, figures to docs/benchmarks.md
+	$(BIN)/python -m tools.turns --write $(ARGS)
 
 # Environments of their own: what they need must not meet what we need.
 PEERS := .venv-peers-pipecat .venv-peers-fastrtc

@@ -50,6 +50,10 @@ RULES: dict[str, tuple[str, ...]] = {
             "tools.bench_stt",
             "tools.bench_windows",
             "tools.isolation",
+            "tools.listen",
+            "tools.second_ear",
+            "tools.turn_eval",
+            "tools.turns",
         ),
         (
             "tools",

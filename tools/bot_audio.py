@@ -6,7 +6,7 @@ Both work on loop time; what the ear hears passed aiortc's jitter buffer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -57,8 +57,13 @@ class Mouth(MediaStreamTrack):
         self._news = news
         self._unsent = silence(0)
         self._speaking: Speaking | None = None
-        self._started_at: float | None = None
         self._pts = 0
+        self.started_at: float | None = None
+        """Loop time of the first frame."""
+        self.under: Callable[[float], Samples] | None = None
+        """What else the microphone hears: one frame for the loop time given, mixed in."""
+        self.kept: list[Samples] | None = None
+        """Every frame as it was sent; None keeps nothing."""
 
     def say(self, samples: Samples) -> Speaking:
         """Begin to speak; 48 kHz mono. Only one at a time."""
@@ -71,17 +76,26 @@ class Mouth(MediaStreamTrack):
         if self.readyState != "live":
             raise MediaStreamError
         loop = asyncio.get_running_loop()
-        if self._started_at is None:
-            self._started_at = loop.time()
-        await asyncio.sleep(self._started_at + self._pts / SEND_RATE_HZ - loop.time())
+        if self.started_at is None:
+            self.started_at = loop.time()
+        await asyncio.sleep(self.started_at + self._pts / SEND_RATE_HZ - loop.time())
         # Interleaved stereo: aiortc's encoder takes 3 dB off mono frames.
-        plane = np.repeat(self._next(loop.time()), 2).reshape(1, -1)
+        plane = np.repeat(self._microphone(loop.time()), 2).reshape(1, -1)
         frame = AudioFrame.from_ndarray(plane, format="s16", layout="stereo")
         frame.sample_rate = SEND_RATE_HZ
         frame.pts = self._pts
         frame.time_base = Fraction(1, SEND_RATE_HZ)
         self._pts += SEND_FRAME_SAMPLES
         return frame
+
+    def _microphone(self, now: float) -> Samples:
+        samples = self._next(now)
+        if self.under is not None:
+            loud = samples.astype(np.int32) + self.under(now)
+            samples = np.clip(loud, -32768, 32767).astype(np.int16)
+        if self.kept is not None:
+            self.kept.append(samples)
+        return samples
 
     def _next(self, now: float) -> Samples:
         head = self._unsent[:SEND_FRAME_SAMPLES]

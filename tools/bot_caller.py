@@ -84,14 +84,16 @@ class Bot:
         await self.event("session.created")
         self.report.setup_seconds = self._loop.time() - began
         # By its answer to this the server has also said whether the bot has to wait.
-        self._send({"type": "session.update", "session": {"type": "realtime"}})
+        session = {"type": "realtime", **self.options.session}
+        self._send({"type": "session.update", "session": session})
         await self.event("session.updated")
 
     async def _post(self, http: aiohttp.ClientSession, offer: str) -> str:
         url = f"{self.options.url.rstrip('/')}/v1/realtime/calls"
-        headers = {"Content-Type": "application/sdp"}
+        headers = {"Content-Type": "application/sdp", **self.options.headers}
+        asked = f"{url}?{self.options.query}" if self.options.query else url
         try:
-            async with http.post(url, data=offer, headers=headers) as response:
+            async with http.post(asked, data=offer, headers=headers) as response:
                 body = await response.text()
                 if response.status != 201:
                     raise CallFailed(f"POST {url} was answered {response.status}: {body.strip()}")
@@ -136,7 +138,7 @@ class Bot:
         if not self._location or self._call_ended():
             return
         try:
-            async with http.delete(self._location) as response:
+            async with http.delete(self._location, headers=self.options.headers) as response:
                 if response.status != 200:
                     text = await response.text()
                     self.report.errors.append(f"hanging up was answered {response.status}: {text}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from tools.bot_audio import HeardFrame, Speaking, recorded
 from tools.bot_events import (
@@ -50,6 +51,12 @@ class BotOptions:
     """Word error rate against ``check_text`` that still passes."""
     check_reply: bool = False
     """Must a second recogniser understand each reply as its text?"""
+    session: dict[str, Any] = field(default_factory=dict)
+    """Fields of the ``session.update`` that the call begins with."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of every HTTP request, e.g. ``Authorization``."""
+    query: str = ""
+    """Of the offer's URL, e.g. ``model=gpt-realtime``."""
 
 
 @dataclass(slots=True)

@@ -14,36 +14,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import platform
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
-from aiohttp import web
 
 from tools.bot_caller import Bot, CallFailed
+from tools.bot_events import Json
 from tools.bot_report import BotOptions, report_turns
+from tools.llm_service import llm_service
 from tools.load import spoken
 from tools.page import write
 from tools.recognise import words
+from tools.second_ear import MODEL, SecondEar
 from tools.sentences import code_words
 from tools.server import OwnServer, Resources, own_server
 from tools.wav import resample
-from voice_rtc.core.audio import LISTEN_RATE_HZ, SEND_RATE_HZ, Pcm, Samples
-from voice_rtc.engines.base import Final, SttFailed
-from voice_rtc.engines.stt.whisper import WhisperSettings, WhisperStt
+from voice_rtc.core.audio import LISTEN_RATE_HZ, SEND_RATE_HZ, Samples
 
-MODEL = Path(__file__).resolve().parent.parent / "tests" / "data" / "whisper-synthetic-en"
 _BARGE_IN_SECONDS = 0.6
 _TURN_SECONDS = 30.0
 _SETTLE_SECONDS = 3.0
@@ -98,37 +94,6 @@ class Words:
     def complete(self, number: int, text: str) -> bool:
         """Is the caller's own code word in it?"""
         return set(self._pairs[number]) <= set(words(text))
-
-
-class SecondEar:
-    """Transcribes the sound of replies, in a process of its own."""
-
-    def __init__(self) -> None:
-        self._engine = WhisperStt(WhisperSettings(str(MODEL), device="cpu", download=False))
-
-    async def start(self) -> None:
-        """Load. Raises EngineError."""
-        await self._engine.start()
-
-    async def hear(self, samples: Samples) -> str:
-        """Text of 16 kHz sound; empty when it cannot be transcribed."""
-        session = await self._engine.open()
-        try:
-            session.begin(1)
-            session.feed(Pcm(samples, 0))
-            session.finish(1)
-            async for result in session.results():
-                if isinstance(result, Final):
-                    return result.text
-                if isinstance(result, SttFailed):
-                    return ""
-            return ""
-        finally:
-            await session.aclose()
-
-    async def aclose(self) -> None:
-        """End its process."""
-        await self._engine.aclose()
 
 
 class Trial:
@@ -244,32 +209,10 @@ class Trial:
         return [pid for replica in well for pid in replica["pids"][:1]]
 
 
-@asynccontextmanager
-async def parrot() -> AsyncIterator[str]:
-    """A language model service on loopback that repeats the last words; its base URL."""
-
-    async def complete(request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        said = [each["content"] for each in body["messages"] if each["role"] == "user"]
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        with suppress(ConnectionResetError):  # a barge-in hangs up on it
-            for piece in (said[-1] if said else "Hello.").split(" "):
-                delta = {"choices": [{"index": 0, "delta": {"content": f"{piece} "}}]}
-                await response.write(f"data: {json.dumps(delta)}\n\n".encode())
-            await response.write(b"data: [DONE]\n\n")
-        return response
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", complete)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    finally:
-        await runner.cleanup()
+def repeated(messages: Sequence[Json]) -> str:
+    """What the language model service answers: the caller's newest words."""
+    said = [str(each["content"]) for each in messages if each["role"] == "user"]
+    return said[-1] if said else "Hello."
 
 
 async def run(plan: Plan) -> Outcome:
@@ -277,7 +220,7 @@ async def run(plan: Plan) -> Outcome:
     ear = SecondEar()
     await ear.start()
     try:
-        async with parrot() as llm:
+        async with llm_service(repeated) as llm:
             environment = {
                 "OPENAI_BASE_URL": llm,
                 "OPENAI_API_KEY": "none",

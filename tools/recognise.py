@@ -98,30 +98,30 @@ def _edits(expected: Sequence[str], heard: Sequence[str]) -> int:
 
 def recognise(samples: Samples, expected: str) -> Recognition:
     """Listen to ``samples`` (16 kHz mono) for ``expected``. Blocks, holds the GIL: about 0.2 s."""
-    pronunciations = _pronunciations()
+    spoken = pronunciations()
     wanted = words(expected)
-    known = [word for word in wanted if word in pronunciations]
-    unknown = tuple(dict.fromkeys(word for word in wanted if word not in pronunciations))
-    text = _decode(samples, known, pronunciations) if known else ""
+    known = [word for word in wanted if word in spoken]
+    unknown = tuple(dict.fromkeys(word for word in wanted if word not in spoken))
+    text = _decode(samples, known, spoken) if known else ""
     return Recognition(text, word_error_rate(" ".join(known), text), unknown, len(known))
 
 
-def _decode(samples: Samples, known: list[str], pronunciations: Mapping[str, list[str]]) -> str:
+def _decode(samples: Samples, known: list[str], spoken: Mapping[str, list[str]]) -> str:
     vocabulary = sorted({*known, *DISTRACTORS})
     with tempfile.TemporaryDirectory() as folder:
         # A dictionary of only these words: with the whole one the decoder takes seconds to build.
         dictionary, model = Path(folder) / "words.dict", Path(folder) / "order.lm"
-        dictionary.write_text("".join(line for word in vocabulary for line in pronunciations[word]))
+        dictionary.write_text("".join(line for word in vocabulary for line in spoken[word]))
         model.write_text(_language_model(known, vocabulary))
         decoder = pocketsphinx.Decoder(loglevel="FATAL", lm=str(model), dict=str(dictionary))
     decoder.start_utt()
-    decoder.process_raw(_prepared(samples).tobytes(), full_utt=True)
+    decoder.process_raw(prepared(samples).tobytes(), full_utt=True)
     decoder.end_utt()
     hypothesis = decoder.hyp()
     return str(hypothesis.hypstr) if hypothesis is not None else ""
 
 
-def _prepared(samples: Samples) -> Samples:
+def prepared(samples: Samples) -> Samples:
     """Half a second of silence around, and dither, the same for the same length."""
     padded = np.concatenate([silence(_PADDING_SAMPLES), samples, silence(_PADDING_SAMPLES)])
     dither = np.random.default_rng(0).normal(0.0, _DITHER, len(padded))
@@ -129,7 +129,7 @@ def _prepared(samples: Samples) -> Samples:
 
 
 @functools.cache
-def _pronunciations() -> dict[str, list[str]]:
+def pronunciations() -> dict[str, list[str]]:
     """Word -> its lines in the dictionary that comes with pocketsphinx (``a(2) EY`` is a's)."""
     path = Path(pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"))
     lines: dict[str, list[str]] = {}

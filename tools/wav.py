@@ -20,6 +20,22 @@ class UnusableWav(Exception):
 
 def read_wav(path: Path, rate_hz: int = SEND_RATE_HZ) -> Samples:
     """The file as mono at ``rate_hz``; several channels are averaged. Raises UnusableWav."""
+    channels, from_hz = _read(path)
+    mono = channels.mean(axis=1).round().astype(np.int16)
+    return resample(mono, from_hz, rate_hz)
+
+
+def read_stereo(path: Path, rate_hz: int = SEND_RATE_HZ) -> tuple[Samples, Samples]:
+    """Left and right channel at ``rate_hz``. Raises UnusableWav, also for a mono file."""
+    channels, from_hz = _read(path)
+    if channels.shape[1] != 2:
+        raise UnusableWav(f"{path} has {channels.shape[1]} channels; 2 wanted")
+    left, right = (resample(np.ascontiguousarray(each), from_hz, rate_hz) for each in channels.T)
+    return left, right
+
+
+def _read(path: Path) -> tuple[Samples, int]:
+    """All channels, shape ``(frames, channels)``, and the rate."""
     try:
         with wave.open(str(path), "rb") as file:
             if file.getsampwidth() != 2:
@@ -31,19 +47,29 @@ def read_wav(path: Path, rate_hz: int = SEND_RATE_HZ) -> Samples:
     except (wave.Error, EOFError) as error:
         raise UnusableWav(f"{path} is not a PCM WAV file: {error or 'it ends early'}") from None
     whole = len(interleaved) // channels * channels
-    mono = interleaved[:whole].reshape(-1, channels).mean(axis=1).round().astype(np.int16)
-    return resample(mono, from_hz, rate_hz)
+    return interleaved[:whole].reshape(-1, channels), from_hz
 
 
 def write_wav(path: Path, samples: Samples, rate_hz: int = SEND_RATE_HZ) -> None:
     """Write mono 16 bit PCM. Raises UnusableWav."""
+    _write(path, samples, 1, rate_hz)
+
+
+def write_stereo(path: Path, left: Samples, right: Samples, rate_hz: int = SEND_RATE_HZ) -> None:
+    """Write two channels, the shorter one followed by silence. Raises UnusableWav."""
+    both = np.zeros((max(len(left), len(right)), 2), dtype=np.int16)
+    both[: len(left), 0], both[: len(right), 1] = left, right
+    _write(path, both.reshape(-1), 2, rate_hz)
+
+
+def _write(path: Path, interleaved: Samples, channels: int, rate_hz: int) -> None:
     try:
         # Opened here: `wave` given a path it cannot open fails once more when it is collected.
         with path.open("wb") as raw, wave.open(raw, "wb") as file:
-            file.setnchannels(1)
+            file.setnchannels(channels)
             file.setsampwidth(2)
             file.setframerate(rate_hz)
-            file.writeframes(samples.astype("<i2").tobytes())
+            file.writeframes(interleaved.astype("<i2").tobytes())
     except OSError as error:
         raise UnusableWav(f"cannot write {path}: {error.strerror}") from None
 

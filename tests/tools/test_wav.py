@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from tests.support.audio import tone
-from tools.wav import UnusableWav, is_audible, read_wav, resample, write_wav
+from tools.wav import (
+    UnusableWav,
+    is_audible,
+    read_stereo,
+    read_wav,
+    resample,
+    write_stereo,
+    write_wav,
+)
 from voice_rtc.core.audio import silence
 
 
@@ -32,6 +40,20 @@ def test_channels_are_averaged(tmp_path):
     stereo = np.array([[100, 300], [-100, 100]], dtype="<i2")
     path = write(tmp_path / "a.wav", 2, 2, stereo.tobytes())
     assert read_wav(path).tolist() == [200, 0]
+
+
+def test_two_channels_of_different_length_are_read_back(tmp_path):
+    left, right = tone(0.2), tone(0.1, 880.0)
+    write_stereo(tmp_path / "a.wav", left, right)
+    first, second = read_stereo(tmp_path / "a.wav")
+    assert np.array_equal(first, left)
+    assert np.array_equal(second, np.concatenate([right, silence(len(left) - len(right))]))
+
+
+def test_one_channel_is_not_stereo(tmp_path):
+    write_wav(tmp_path / "a.wav", tone(0.1))
+    with pytest.raises(UnusableWav, match="1 channels"):
+        read_stereo(tmp_path / "a.wav")
 
 
 def test_other_rates_are_converted(tmp_path):
