@@ -81,6 +81,12 @@ def pending_speech(events: Sequence[Received]) -> bool:
     return types["input_audio_buffer.committed"] > sum(types[kind] for kind in _TRANSCRIPTS)
 
 
+def committed_items(events: Sequence[Received]) -> set[str]:
+    """Ids of the caller's turns."""
+    wanted = "input_audio_buffer.committed"
+    return {event.body["item_id"] for event in events if event.type == wanted}
+
+
 def transcripts(events: Sequence[Received]) -> dict[str, str]:
     """Id of a caller's turn -> what was understood; empty when nothing was."""
     return {
