@@ -124,6 +124,6 @@ class TextSimilarity:
 def _ratio(first: list[str], second: list[str]) -> float:
     if first == second:
         return 1.0
-    texts = (" ".join(words)[-_MOST_CHARACTERS:] for words in (first, second))
+    a, b = (" ".join(words)[-_MOST_CHARACTERS:] for words in (first, second))
     # autojunk drops letters that are frequent in texts of 200 and more, which all are.
-    return SequenceMatcher(None, *texts, autojunk=False).ratio()
+    return SequenceMatcher(None, a, b, autojunk=False).ratio()
