@@ -86,15 +86,19 @@ class CallContext:
         if self.sink is not None:
             self.sink.emit(event)
 
-    def passed(self, turn: CallerTurn, point: Point) -> None:
-        """``turn`` is at ``point`` now: noted once, and the stage that it ends is counted."""
+    def passed(self, turn: CallerTurn, point: Point) -> float | None:
+        """``turn`` is at ``point`` now: noted once, and the stage that it ends is counted.
+
+        Returns the seconds of that stage; None when the turn was there before.
+        """
         seconds = None if turn.clock is None else turn.clock.mark(point, self.now())
         if seconds is None:
-            return
+            return None
         if point is Point.COMMITTED:
             self.metrics.endpoint_wait_seconds.observe(seconds)
         else:
             self.metrics.stage_seconds.labels(STAGES[point - 1]).observe(seconds)
+        return seconds
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run ``work`` in the call's TaskGroup."""
