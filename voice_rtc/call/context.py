@@ -97,17 +97,21 @@ class CallContext:
         if self.sink is not None:
             self.sink.emit(event)
 
-    def passed(self, turn: CallerTurn, point: Point, at: float | None = None) -> None:
+    def passed(self, turn: CallerTurn, point: Point, at: float | None = None) -> float | None:
         """``turn`` is at ``point`` now, or was ``at`` call seconds: noted once, and the stage that
-        it ends is counted."""
+        it ends is counted.
+
+        Returns the seconds of that stage; None when nothing was noted.
+        """
         when = self.now() if at is None else at
         seconds = None if turn.clock is None else turn.clock.mark(point, when)
         if seconds is None:
-            return
+            return None
         if point is Point.COMMITTED:
             self.metrics.endpoint_wait_seconds.observe(seconds)
         else:
             self.metrics.stage_seconds.labels(STAGES[point - 1]).observe(seconds)
+        return seconds
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run ``work`` in the call's TaskGroup."""
