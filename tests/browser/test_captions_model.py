@@ -146,6 +146,33 @@ STORIES: dict[str, tuple[list[dict[str, Any]], list[list[str]], str]] = {
         [["caller", "final", "Hm", ""]],
         "thinking",
     ),
+    "a turn that is reopened goes on in its own place": (
+        [
+            started("a"),
+            committed("a"),
+            final("a", "I would"),
+            delta("b", "Yes?"),
+            started("a"),
+            heard("b", ""),
+            partial("a", "I would like"),
+        ],
+        [["caller", "speaking", "I would like", ""]],
+        "caller",
+    ),
+    "a reopened turn has its whole text in the end": (
+        [
+            started("a"),
+            committed("a"),
+            final("a", "I would"),
+            started("a"),
+            partial("a", "I would like"),
+            stopped("a"),
+            committed("a"),
+            final("a", "I would like that."),
+        ],
+        [["caller", "final", "I would like that.", ""]],
+        "thinking",
+    ),
     "an unknown event changes nothing": (
         [{"type": "voice_rtc.something.new", "item_id": "x"}, {"type": "constructor"}],
         [],
