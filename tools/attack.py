@@ -310,7 +310,8 @@ async def attack_by_message(arguments: argparse.Namespace, say: Say) -> bool:
                 for bot in bots:
                     await bot.hang_up(http)
                     await bot.close()
-    share = (after[0] - received) / (after[1] - sent)
+    # Sent and received are asked for one after the other: a few frames more or less.
+    share = min(1.0, (after[0] - received) / (after[1] - sent))
     say(f"the call that sent {arguments.megabytes} MB in one message was ended after {took:.2f} s")
     say(f"calls beside it: {arguments.calls}, on the line afterwards: {active:.0f}; of the frames "
         f"that they sent meanwhile {share:.1%} were received")  # fmt: skip

@@ -53,7 +53,7 @@ class Loop:
     """Mean, of the sound in Chromium's jitter buffer, as it says itself."""
 
     def quantile(self, share: float) -> float:
-        return float(np.quantile(self.milliseconds, share))
+        return float(np.quantile(self.milliseconds or [np.nan], share))
 
 
 def pairs(sent: Sequence[float], heard: Sequence[float]) -> list[float]:

@@ -38,7 +38,7 @@ from voice_rtc.media.rtp_in import CLOCK_HZ, InboundRtp
 from voice_rtc.media.rtp_out import OutboundRtp
 from voice_rtc.metrics import Metrics
 
-PINNED = {"aiortc": "1.16.0", "aioice": "0.13.0"}
+PINNED = {"aiortc": "1.16.0", "aioice": "0.13.0", "pylibsrtp": "1.0.0"}
 LEVEL_URI = "urn:ietf:params:rtp-hdrext:ssrc-audio-level"
 
 _SENDER = "_RTCRtpSender__"
