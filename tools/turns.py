@@ -76,7 +76,7 @@ NAIVE = Setting(
     },
     {
         "turns.barge_in_seconds": "0.02",
-        "turns.barge_in_policy": "any",
+        "turns.barge_in": "any",
         "turns.reopen_seconds": "0",
     },
 )
